@@ -1,0 +1,58 @@
+"""What goes into a model and what comes out.
+
+A model is a backbone, which yields scalars and vectors on atoms, and a head, which makes the prediction of them.
+Both run on a dense `NeighbourMatrix`. ``layer_sizes`` lets a caller that wants the forces on some atoms only
+leave out what those forces do not depend on: atoms are ordered so that layer l's output is needed for the first
+``layer_sizes[l]`` atoms alone (`graph.shells` makes that order). For a whole system every entry is N.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Optional
+
+from torch import Tensor
+
+
+class Atoms(NamedTuple):
+    """What a model knows of the atoms besides where they are.
+
+    Attributes
+    ----------
+    species
+        (N,) int64, atomic numbers.
+    """
+
+    species: Tensor
+
+
+class Features(NamedTuple):
+    """What a backbone yields for the first n atoms.
+
+    Attributes
+    ----------
+    scalars
+        (n, C), invariant.
+    vectors
+        (n, C', 3), equivariant, components x, y, z; C' = 0 for a backbone of order 0.
+    """
+
+    scalars: Tensor
+    vectors: Tensor
+
+
+class Prediction(NamedTuple):
+    """What a head predicts for the first n atoms; what it does not predict is None.
+
+    Attributes
+    ----------
+    forces
+        (n, 3), kJ/mol/nm.
+    magnitude
+        (n,), kJ/mol/nm: the norm of the force alone (the paper's order 0).
+    energy
+        (), kJ/mol.
+    """
+
+    forces: Optional[Tensor]  # TorchScript reads Optional[...], not X | None
+    magnitude: Optional[Tensor]
+    energy: Optional[Tensor]

@@ -1,0 +1,49 @@
+"""Both packages, their extras and their commands; tool settings live in pyproject.toml."""
+
+from setuptools import find_packages, setup
+
+LEARNING = [
+    "torch>=2.9",
+    "e3nn>=0.5.6",
+    "lightning>=2.5",
+    "vesin-torch>=0.6",
+    "matplotlib>=3.9",
+    "jinja2>=3.1",
+    "mdtraj>=1.11",
+]
+
+setup(
+    name="forcefield-ml",
+    version="0.1.0",
+    description="Equivariant networks that predict forces directly, inside OpenMM",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=find_packages(include=["forcefield_ml*", "data_pipeline*"]),
+    include_package_data=True,
+    install_requires=[
+        "openmm>=8.6.1",
+        "pdbfixer>=1.11",
+        "gemmi>=0.7",
+        "h5py>=3.11",
+        "numpy>=1.26",
+        "pydantic>=2.9",
+        "pyyaml>=6",
+        "typer>=0.15",
+        "rich>=13",
+        "biopython>=1.84",
+        *LEARNING,
+    ],
+    extras_require={
+        "torchforce": ["openmmtorch==1.5", "torch==2.9.1"],
+        "cuda12": ["openmm[cuda12]", "openmmtorch[cuda12]==1.5", "torch==2.9.1"],
+        "dev": ["pytest>=8", "hypothesis>=6", "ruff", "mypy", "types-PyYAML"],
+    },
+    entry_points={
+        "console_scripts": [
+            "data-pipeline=data_pipeline.cli:main",
+            "forcefield-ml=forcefield_ml.cli:main",
+        ],
+    },
+)
