@@ -1,7 +1,5 @@
 """The dense neighbour matrix: who sees whom, and along which vector."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from torch import Tensor

@@ -6,8 +6,6 @@ leave out what those forces do not depend on: atoms are ordered so that layer l'
 ``layer_sizes[l]`` atoms alone (`graph.shells` makes that order). For a whole system every entry is N.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple, Optional
 
 from torch import Tensor
