@@ -1,0 +1,197 @@
+"""The checkpoint: a plain dict of tensors, numbers and strings, read with ``weights_only=True``.
+
+This file alone knows the layout. ``state_dict`` holds the weights to use (the averaged ones where there are any);
+``resume`` is present in a run's last checkpoint and is what the training loop needs to go on.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import platform
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import forcefield_ml
+from forcefield_ml.errors import ModelFileError
+
+FORMAT = "forcefield-ml-checkpoint"
+FORMAT_VERSION = 1
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "forcefield_ml": forcefield_ml.__version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }
+
+
+@dataclass
+class Checkpoint:
+    """What a checkpoint holds.
+
+    Parameters
+    ----------
+    model_config
+        Plain dict that `models.build` rebuilds the model from.
+    state_dict
+        The weights and buffers to use.
+    training
+        What the card tells of the training: entries (list), sequences (entry to sequence), dataset_sha256,
+        protocol, force_field, n_batches, recipe (the resolved training configuration), seed.
+    metrics
+        Of the validation split, as `metrics.with_naive`; empty where there is none.
+    versions
+        Of the packages that trained it.
+    resume
+        State of optimiser, averages, clock and random numbers; None where training is not to go on from here.
+    """
+
+    model_config: dict[str, Any]
+    state_dict: dict[str, torch.Tensor]
+    training: dict[str, Any]
+    metrics: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=_versions)
+    resume: dict[str, Any] | None = None
+
+
+def save(path: Path | str, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint: the whole file or, if anything fails, the former one untouched.
+
+    Parameters
+    ----------
+    path
+        The file to write.
+    checkpoint
+        What to write.
+
+    Raises
+    ------
+    ModelFileError
+        If the file cannot be written (no such folder, disk full, no permission).
+    """
+    values = {item.name: getattr(checkpoint, item.name) for item in fields(checkpoint)}
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, **values}, buffer)
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(buffer.getvalue())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ModelFileError(
+            f"cannot write the checkpoint {path}: {error.strerror or error}. The former one is untouched; make room "
+            "or choose another output folder, then run the same command again."
+        ) from None
+
+
+def load(path: Path | str) -> Checkpoint:
+    """Read a checkpoint; nothing in the file is run.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Returns
+    -------
+    Checkpoint
+        Its content, tensors on the CPU.
+
+    Raises
+    ------
+    ModelFileError
+        If the file is missing, damaged, no checkpoint of ours, or of a newer format.
+    """
+    if not Path(path).is_file():
+        raise ModelFileError(f"there is no checkpoint {path}. Train one with: forcefield-ml train CONFIG")
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ModelFileError(f"cannot read {path}: {error.strerror or error}.") from None
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, TypeError, IndexError) as error:
+        if "TorchScript" in str(error):
+            hint = "It is a TorchScript file (an exported model.pt?), which forcefield_ml.load reads."
+        else:
+            hint = "It is damaged or no checkpoint; take another, or train again with: forcefield-ml train CONFIG"
+        raise ModelFileError(f"{path} is not a checkpoint of this program. {hint}") from None
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        found = values.get("format") if isinstance(values, dict) else type(values).__name__
+        raise ModelFileError(f"{path} is not a checkpoint of this program: format {found!r}, expected {FORMAT!r}.")
+    if values.get("format_version") != FORMAT_VERSION:
+        raise ModelFileError(
+            f"{path} has checkpoint format {values.get('format_version')}, this program reads {FORMAT_VERSION}. "
+            "Use the version of forcefield-ml that wrote it, or train again."
+        )
+    expected = {item.name for item in fields(Checkpoint)}
+    missing = sorted(expected - values.keys())
+    if missing or not isinstance(values["state_dict"], dict) or not isinstance(values["model_config"], dict):
+        raise ModelFileError(f"{path} is damaged: it lacks {', '.join(missing) or 'weights'}. Train again.")
+    return Checkpoint(**{name: values[name] for name in expected})
+
+
+def load_model(path: Path | str) -> tuple[torch.nn.Module, Checkpoint]:
+    """Read a checkpoint and rebuild its model, in eval mode.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Returns
+    -------
+    model
+        The model with the checkpoint's weights.
+    checkpoint
+        The whole content.
+
+    Raises
+    ------
+    ModelFileError
+        As `load`, or if the weights do not fit the model they name.
+    """
+    checkpoint = load(path)
+    return rebuild(checkpoint, str(path)), checkpoint
+
+
+def rebuild(checkpoint: Checkpoint, source: str = "the checkpoint") -> torch.nn.Module:
+    """Return the checkpoint's model in eval mode.
+
+    Parameters
+    ----------
+    checkpoint
+        What `load` returned.
+    source
+        Its name for the message.
+
+    Raises
+    ------
+    ModelFileError
+        If the weights do not fit the model they name.
+    """
+    from forcefield_ml import models
+
+    model = models.build(checkpoint.model_config)
+    try:
+        model.load_state_dict(checkpoint.state_dict)
+    except RuntimeError as error:
+        raise ModelFileError(
+            f"the weights in {source} do not fit their model ({str(error).splitlines()[0]}). Use the version of "
+            f"forcefield-ml that wrote it: {checkpoint.versions.get('forcefield_ml')}."
+        ) from None
+    return model.eval()
+
+
+def as_dict(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what a card tells of a checkpoint: everything but weights and resume state."""
+    names = [item.name for item in fields(checkpoint) if item.name not in ("state_dict", "resume")]
+    return {name: getattr(checkpoint, name) for name in names}
