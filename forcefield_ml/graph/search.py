@@ -20,9 +20,7 @@ def _pairs(positions: Tensor, box: Optional[Tensor], cutoff: float) -> Tuple[Ten
     if box is not None:
         cell = box.detach().to(torch.float64)
     finder = torch.classes.vesin._NeighborList(cutoff, True, True, "auto", 0.0, 0)
-    pairs, shifts = finder.compute(
-        positions.detach().to(torch.float64), cell, torch.tensor(periodic), "PS", True
-    )
+    pairs, shifts = finder.compute(positions.detach().to(torch.float64), cell, torch.tensor(periodic), "PS", True)
     offsets = torch.zeros(pairs.shape[0], 3, dtype=positions.dtype, device=positions.device)
     if box is not None:
         offsets = shifts.to(positions.dtype) @ box.to(positions.dtype)
@@ -32,7 +30,7 @@ def _pairs(positions: Tensor, box: Optional[Tensor], cutoff: float) -> Tuple[Ten
 def _pack(i: Tensor, j: Tensor, offsets: Tensor, n_atoms: int) -> Tuple[Tensor, Tensor, Tensor]:
     """Spread pairs sorted by i over rows: indices (N, M), offsets (N, M, 3), mask (N, M), M the longest row."""
     counts = torch.bincount(i, minlength=n_atoms)
-    width = max(int(counts.max()) if n_atoms > 0 else 0, 1)
+    width = max(int(counts.max()), 1)
     starts = torch.cumsum(counts, 0) - counts
     place = i * width + torch.arange(i.shape[0], device=i.device) - starts[i]
     indices = torch.zeros(n_atoms * width, dtype=torch.int64, device=i.device)
@@ -109,6 +107,8 @@ class NeighbourSearch(nn.Module):
         NeighbourMatrix
             K is `n_neighbours` for a nearest search, the longest row for a cutoff search (at least 1).
         """
+        if positions.shape[0] == 0:
+            raise ValueError("there are no atoms: positions have shape (0, 3)")
         if not bool(torch.isfinite(positions).all()):
             raise ValueError(
                 "some positions are not finite (NaN or infinite): the simulation that made them has failed before"
@@ -116,9 +116,7 @@ class NeighbourSearch(nn.Module):
         if self.kind == "nearest":
             return self._nearest(positions, box)
         if box is not None and _half_height(box) < self.cutoff:
-            raise ValueError(
-                "the box is lower than twice the cutoff of " + str(self.cutoff) + " nm; use a larger box"
-            )
+            raise ValueError("the box is lower than twice the cutoff of " + str(self.cutoff) + " nm; use a larger box")
         i, j, offsets = _pairs(positions, box, self.cutoff)
         indices, offsets, mask = _pack(i, j, offsets, positions.shape[0])
         return NeighbourMatrix(indices, _vectors(positions, indices, offsets, mask), mask)
@@ -129,12 +127,12 @@ class NeighbourSearch(nn.Module):
         limit = 0.0
         if box is not None:
             limit = _half_height(box)
-        elif n_atoms > 0:
+        else:
             extent = positions.detach().max(0).values - positions.detach().min(0).values
             limit = 1.001 * float(extent.norm()) + 1e-3  # everything is within this
         radius = min(self.first_radius, limit)
         i, j, offsets = _pairs(positions, box, radius)
-        while n_atoms > 0 and radius < limit and int(torch.bincount(i, minlength=n_atoms).min()) < wanted:
+        while radius < limit and int(torch.bincount(i, minlength=n_atoms).min()) < wanted:
             radius = min(1.25 * radius, limit)
             i, j, offsets = _pairs(positions, box, radius)
         if box is not None and n_atoms > self.n_neighbours:

@@ -1,0 +1,16 @@
+"""Architectures, heads and the model made of them; `build` makes one from its settings."""
+
+from forcefield_ml.models.interface import Atoms, Capabilities, Features, Prediction
+from forcefield_ml.models.model import ARCHITECTURES, Model, ModelConfig, build, parse_config
+
+__all__ = [
+    "ARCHITECTURES",
+    "Atoms",
+    "Capabilities",
+    "Features",
+    "Model",
+    "ModelConfig",
+    "Prediction",
+    "build",
+    "parse_config",
+]

@@ -6,9 +6,44 @@ leave out what those forces do not depend on: atoms are ordered so that layer l'
 ``layer_sizes[l]`` atoms alone (`graph.shells` makes that order). For a whole system every entry is N.
 """
 
-from typing import NamedTuple, Optional
+from dataclasses import dataclass
+from typing import NamedTuple, Optional, Tuple
 
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What an architecture, as configured, can do and needs; tests and guards read it.
+
+    Attributes
+    ----------
+    neighbours
+        ``"nearest"`` or ``"cutoff"``.
+    n_layers
+        Message passing layers: the length of ``layer_sizes``.
+    n_neighbours
+        K of a nearest graph, else 0.
+    cutoff
+        nm of a cutoff graph, else 0.
+    parity
+        ``"O3"`` if the prediction respects reflections, ``"SO3"`` if only rotations.
+    smooth
+        True if the prediction changes smoothly as atoms enter and leave the neighbourhood.
+    max_order
+        Largest tensor order inside.
+    elements
+        Atomic numbers it accepts.
+    """
+
+    neighbours: str
+    n_layers: int
+    n_neighbours: int
+    cutoff: float
+    parity: str
+    smooth: bool
+    max_order: int
+    elements: Tuple[int, ...]
 
 
 class Atoms(NamedTuple):

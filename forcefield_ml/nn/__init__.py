@@ -1,0 +1,1 @@
+"""Layers on the dense neighbour matrix: radial functions, harmonics, convolution, self-interaction, gates."""

@@ -1,0 +1,57 @@
+"""Equivariant normalisation over atoms, with running statistics."""
+
+import torch
+from torch import Tensor, nn
+
+
+class EquivariantNorm(nn.Module):
+    """Bring each channel of each order to unit variance over the atoms of a batch.
+
+    Scalars are centred and divided by their standard deviation; a channel of order l is divided by the root mean
+    square of its components. While training the batch's own statistics serve and a running mean is kept; afterwards
+    the running mean serves, and the layer is a constant factor. Statistics run over atoms, not over the channels of
+    an atom: that would erase the magnitude of an atom's vectors, which is what the network is to predict.
+
+    Parameters
+    ----------
+    n_channels
+        C.
+    order
+        Largest order L of the packed features (n, C, (L + 1)^2).
+    momentum
+        Share of a new batch in the running statistics.
+
+    References
+    ----------
+    Ioffe and Szegedy, arXiv:1502.03167; for order l > 0 as in e3nn.nn.BatchNorm.
+    """
+
+    def __init__(self, n_channels: int, order: int, momentum: float = 0.1):
+        super().__init__()
+        self.order = order
+        self.momentum = momentum
+        self.epsilon = 1e-6
+        self.register_buffer("mean", torch.zeros(n_channels))
+        self.register_buffer("variance", torch.ones(order + 1, n_channels))
+        self.register_buffer("n_batches", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return features of the same shape (n, C, (L + 1)^2)."""
+        mean, variance = self.mean, self.variance
+        if self.training and features.shape[0] > 1:
+            mean = features[:, :, 0].mean(0)
+            parts = [(features[:, :, 0] - mean).square().mean(0)]
+            for order in range(1, self.order + 1):
+                parts.append(features[:, :, order * order : (order + 1) * (order + 1)].square().mean(2).mean(0))
+            variance = torch.stack(parts)
+            # the first batch sets the statistics, later ones are averaged in
+            share = self.momentum if int(self.n_batches) > 0 else 1.0
+            with torch.no_grad():
+                self.mean.lerp_(mean.detach(), share)
+                self.variance.lerp_(variance.detach(), share)
+                self.n_batches.add_(1)
+        scale = (variance + self.epsilon).rsqrt()
+        outputs = [((features[:, :, 0] - mean) * scale[0])[:, :, None]]
+        for order in range(1, self.order + 1):
+            outputs.append(features[:, :, order * order : (order + 1) * (order + 1)] * scale[order][:, None])
+        return torch.cat(outputs, dim=2)
