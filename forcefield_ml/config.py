@@ -101,7 +101,7 @@ def _explain(kind: type[BaseModel], detail: Any) -> str:
     if detail["type"] == "missing":
         return f"{name} is missing and has no default; add it."
     if detail["type"] == "value_error":
-        return f"{name}: {str(detail['ctx']['error'])}"
+        return f"{name}: {detail['ctx']['error']!s}"
     return f"{name} is {detail['input']!r}: {detail['msg'].lower()}."
 
 

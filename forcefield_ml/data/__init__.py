@@ -1,0 +1,7 @@
+"""dataset.h5 -> batches."""
+
+from forcefield_ml.data.batch import Batch
+from forcefield_ml.data.dataset import Entry, ForceDataset, Sample
+from forcefield_ml.data.stream import BatchSource, BatchStream
+
+__all__ = ["Batch", "BatchSource", "BatchStream", "Entry", "ForceDataset", "Sample"]

@@ -1,0 +1,1 @@
+"""Loss, metrics, checkpoint and the one training loop."""

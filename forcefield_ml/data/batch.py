@@ -1,0 +1,148 @@
+"""From frames to batches: which atoms, whose neighbours, which targets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import List, NamedTuple, Tuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import pad
+
+from forcefield_ml.data.dataset import Sample
+from forcefield_ml.graph import NeighbourMatrix, concatenate, shells
+from forcefield_ml.models.interface import Atoms
+
+
+class FrameGraph(NamedTuple):
+    """The part of one frame that the forces on its targets depend on.
+
+    Attributes
+    ----------
+    order
+        (n,) int64, these atoms in the frame's numbering, the targets first and ascending.
+    neighbours
+        Rows of the first ``layer_sizes[0]`` of them, indices along `order`.
+    layer_sizes
+        Atoms that each layer is computed for; the last entry is the number of targets.
+    """
+
+    order: Tensor
+    neighbours: NeighbourMatrix
+    layer_sizes: List[int]
+
+
+class Batch(NamedTuple):
+    """Input and target of one step.
+
+    Attributes
+    ----------
+    atoms
+        n atoms, of all frames of the batch.
+    neighbours
+        Rows of the first ``layer_sizes[0]`` atoms.
+    layer_sizes
+        For the model.
+    targets
+        (layer_sizes[-1], 3) kJ/mol/nm, true forces on the leading atoms.
+    frames
+        Entry and frame number of each part.
+    """
+
+    atoms: Atoms
+    neighbours: NeighbourMatrix
+    layer_sizes: List[int]
+    targets: Tensor
+    frames: List[Tuple[str, int]]
+
+
+def frame_graph(neighbours: NeighbourMatrix, target_mask: NDArray[np.bool_], n_layers: int) -> FrameGraph:
+    """Return what the targets' forces depend on.
+
+    Parameters
+    ----------
+    neighbours
+        Of the whole frame, N atoms.
+    target_mask
+        (N,) bool.
+    n_layers
+        Message passing layers of the model.
+    """
+    return FrameGraph(*shells(neighbours, torch.from_numpy(target_mask), n_layers))
+
+
+def patch(sample: Sample, n_targets: int, random: np.random.Generator) -> NDArray[np.bool_]:
+    """Choose a random target atom and its nearest targets: a compact patch sees fewer other atoms.
+
+    Parameters
+    ----------
+    sample
+        The frame.
+    n_targets
+        Targets to choose; all of them if there are no more.
+    random
+        Source of the random numbers.
+
+    Returns
+    -------
+    ndarray
+        (N,) bool.
+    """
+    targets = np.flatnonzero(sample.entry.target_mask)
+    if len(targets) <= n_targets:
+        return sample.entry.target_mask
+    places = sample.positions[targets].astype(np.float64)
+    away = places - places[random.integers(len(targets))]
+    if sample.box is not None:
+        away -= np.rint(away @ np.linalg.inv(sample.box)) @ sample.box  # exact within half the box: near enough here
+    chosen = np.zeros(len(sample.entry.target_mask), dtype=bool)
+    chosen[targets[np.argpartition((away**2).sum(axis=1), n_targets - 1)[:n_targets]]] = True
+    return chosen
+
+
+def collate(samples: Sequence[Sample], graphs: Sequence[FrameGraph], chosen: Sequence[NDArray[np.bool_]]) -> Batch:
+    """Join the chosen targets of some frames, with all they depend on, into one batch.
+
+    Parameters
+    ----------
+    samples
+        The frames.
+    graphs
+        `frame_graph` of each, for all its targets.
+    chosen
+        (N,) bool for each, True for the targets to use; a subset of the frame's.
+
+    Returns
+    -------
+    Batch
+        Its atoms are ordered by layer first, then by frame.
+    """
+    if len(samples) == 1 and int(chosen[0].sum()) == graphs[0].layer_sizes[-1]:
+        order, neighbours, layer_sizes = graphs[0]
+    else:
+        joined = concatenate([_all_rows(graph) for graph in graphs])
+        wanted = torch.cat([torch.from_numpy(c)[graph.order] for c, graph in zip(chosen, graphs, strict=True)])
+        order, neighbours, layer_sizes = shells(joined, wanted, len(graphs[0].layer_sizes))
+    pairs = list(zip(samples, graphs, strict=True))
+    species = torch.cat([torch.from_numpy(sample.entry.species)[graph.order] for sample, graph in pairs])
+    forces = torch.cat([torch.from_numpy(sample.forces)[graph.order] for sample, graph in pairs])
+    if order is not graphs[0].order:
+        species, forces = species[order], forces[order[: layer_sizes[-1]]]
+    return Batch(
+        atoms=Atoms(species=species.long()),
+        neighbours=neighbours,
+        layer_sizes=layer_sizes,
+        targets=forces[: layer_sizes[-1]],
+        frames=[(sample.entry.name, sample.frame) for sample in samples],
+    )
+
+
+def _all_rows(graph: FrameGraph) -> NeighbourMatrix:
+    """Give the outermost atoms, whose neighbours nobody asks for, empty rows."""
+    missing = len(graph.order) - len(graph.neighbours.indices)
+    indices, vectors, mask = graph.neighbours
+    return NeighbourMatrix(
+        pad(indices, [0, 0, 0, missing]), pad(vectors, [0, 0, 0, 0, 0, missing]), pad(mask, [0, 0, 0, missing])
+    )

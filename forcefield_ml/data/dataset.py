@@ -1,0 +1,194 @@
+"""Reading dataset.h5: entries of one split, one frame at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline import schema
+from forcefield_ml.errors import DatasetError, closest
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is the same in all frames of one entry.
+
+    Parameters
+    ----------
+    name
+        The entry's id.
+    species
+        (N,) atomic numbers.
+    target_mask
+        (N,) bool, True for atoms whose forces are learnt and judged.
+    sequence
+        One-letter sequence of the chain.
+    n_frames
+        Number of frames.
+    """
+
+    name: str
+    species: NDArray[np.uint8]
+    target_mask: NDArray[np.bool_]
+    sequence: str
+    n_frames: int
+
+
+class Sample(NamedTuple):
+    """One frame of one entry, float32, nm and kJ/mol/nm.
+
+    Attributes
+    ----------
+    entry
+        The entry.
+    frame
+        Number of the frame.
+    positions
+        (N, 3).
+    box
+        (3, 3), vectors as rows; None where the file has a box of zeros (no periodicity).
+    forces
+        (N, 3), total reference force on every atom.
+    """
+
+    entry: Entry
+    frame: int
+    positions: NDArray[np.float32]
+    box: NDArray[np.float32] | None
+    forces: NDArray[np.float32]
+
+
+class ForceDataset:
+    """The frames of one split of a dataset.h5, read from disk when asked for.
+
+    Parameters
+    ----------
+    path
+        The file.
+    split
+        ``"train"``, ``"validation"`` or ``"test"``.
+
+    Attributes
+    ----------
+    entries : list of Entry
+        In order of name.
+    index : list of (Entry, int)
+        Entry and frame of each item.
+    content_sha256, protocol, force_field : str
+        Attributes of the file.
+
+    Raises
+    ------
+    DatasetError
+        If the file is missing, damaged, foreign or of another schema version, or there is no such split.
+    """
+
+    def __init__(self, path: Path | str, split: str = "train"):
+        if split not in schema.SPLITS:
+            raise DatasetError(f"no split {split!r}.{closest(split, schema.SPLITS)}")
+        self.path, self.split = Path(path), split
+        self._file = _open(self.path)
+        try:
+            attributes = self._file.attrs
+            self.content_sha256 = str(attributes["content_sha256"])
+            self.protocol = str(attributes["protocol"])
+            self.force_field = str(attributes["force_field"])
+            self.entries = list(self._read_entries())
+        except (KeyError, OSError) as error:
+            raise DatasetError(_damaged(self.path, error)) from None
+        self.index = [(entry, frame) for entry in self.entries for frame in range(entry.n_frames)]
+
+    def _read_entries(self) -> Iterable[Entry]:
+        for name, group in sorted(self._file[schema.ENTRIES_GROUP].items()):
+            if group.attrs["split"] != self.split:
+                continue
+            mask = group["target_mask"][:].astype(bool)
+            if not mask.any():
+                raise DatasetError(f"{name} in {self.path} marks no target atoms; run: data-pipeline check {self.path}")
+            yield Entry(name, group["species"][:], mask, str(group.attrs["sequence"]), len(group["positions"]))
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, item: int) -> Sample:
+        entry, frame = self.index[item]
+        try:
+            group = self._file[schema.ENTRIES_GROUP][entry.name]
+            positions, box, forces = (group[name][frame] for name in ("positions", "box", "forces"))
+        except (KeyError, OSError) as error:
+            raise DatasetError(_damaged(self.path, error)) from None
+        return Sample(entry, frame, positions, box if box.any() else None, forces)
+
+    def require_frames(self) -> None:
+        """Raise DatasetError unless the split has at least one frame."""
+        if not len(self):
+            groups: Any = self._file[schema.ENTRIES_GROUP].values()
+            filled = sorted({str(group.attrs["split"]) for group in groups})
+            raise DatasetError(
+                f"{self.path} has no frames in the split {self.split!r}; it has some in {', '.join(filled) or 'none'}. "
+                "Choose one of these, or give the pipeline more entries"
+            )
+
+    def require_species(self, supported: Iterable[int]) -> None:
+        """Check that a model knows every element of the split.
+
+        Parameters
+        ----------
+        supported
+            Atomic numbers.
+
+        Raises
+        ------
+        DatasetError
+            Naming the entry and the atomic numbers that the model lacks.
+        """
+        known = sorted(supported)
+        for entry in self.entries:
+            unknown = sorted({int(number) for number in np.unique(entry.species)} - set(known))
+            if unknown:
+                raise DatasetError(
+                    f"{entry.name} in {self.path} has atomic numbers {unknown}, the model knows {known}. Leave the "
+                    "entry out of the dataset or use a model that knows these elements"
+                )
+
+    def rms_target_force(self) -> float:
+        """Return the root mean square norm of all target forces of the split, kJ/mol/nm."""
+        total, count = 0.0, 0
+        for sample in (self[item] for item in range(len(self))):
+            forces = sample.forces[sample.entry.target_mask].astype(np.float64)
+            total, count = total + float((forces**2).sum()), count + len(forces)
+        return float(np.sqrt(total / count)) if count else 0.0
+
+    def close(self) -> None:
+        """Close the file; items can no longer be read."""
+        self._file.close()
+
+
+def _open(path: Path) -> h5py.File:
+    if not path.is_file():
+        raise DatasetError(f"there is no dataset {path}. Make one with: data-pipeline run CONFIG")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise DatasetError(_damaged(path, error)) from None
+    kind, version = file.attrs.get("format"), file.attrs.get("schema_version")
+    if kind != schema.FORMAT:
+        file.close()
+        raise DatasetError(f"{path} is not a dataset of this program: format {kind!r}, expected {schema.FORMAT!r}")
+    if version != schema.SCHEMA_VERSION:
+        file.close()
+        raise DatasetError(
+            f"{path} has schema version {version}, this program reads {schema.SCHEMA_VERSION}. Make it anew with "
+            "data-pipeline run, or use the version of forcefield-ml that suits it"
+        )
+    return file
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    return f"{path} is damaged or no HDF5 file ({error}). Run: data-pipeline check {path}"
