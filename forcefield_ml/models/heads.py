@@ -1,7 +1,9 @@
 """From the backbone's features to a prediction. Shared by all architectures."""
 
+from typing import Any, Dict
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from forcefield_ml.models.interface import Features, Prediction
 
@@ -13,6 +15,7 @@ class VectorHead(nn.Module):
     """
 
     predicts = "forces"
+    scale: Tensor
 
     def __init__(self, n_scalars: int, n_vectors: int):
         super().__init__()
@@ -32,6 +35,7 @@ class MagnitudeHead(nn.Module):
     """
 
     predicts = "magnitude"
+    scale: Tensor
 
     def __init__(self, n_scalars: int, n_vectors: int):
         super().__init__()
@@ -44,4 +48,4 @@ class MagnitudeHead(nn.Module):
         return Prediction(None, magnitude, None)
 
 
-HEADS = {head.predicts: head for head in (VectorHead, MagnitudeHead)}
+HEADS: Dict[str, Any] = {head.predicts: head for head in (VectorHead, MagnitudeHead)}

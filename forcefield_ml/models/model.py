@@ -13,7 +13,7 @@ from forcefield_ml.models.heads import HEADS
 from forcefield_ml.models.interface import Atoms, Capabilities, Prediction
 from forcefield_ml.models.tfn import TensorFieldConfig, TensorFieldNetwork
 
-ARCHITECTURES = {"tfn": TensorFieldNetwork, "fast": FastNetwork}
+ARCHITECTURES: Dict[str, Any] = {"tfn": TensorFieldNetwork, "fast": FastNetwork}
 """Every architecture by name; one file each. A class gives ``Config`` and ``capabilities(config)``."""
 
 ModelConfig = Union[TensorFieldConfig, FastConfig]
@@ -81,7 +81,7 @@ class Model(nn.Module):
     @torch.jit.unused
     def set_scale(self, scale: float) -> None:
         """Set the scale of the output: the root mean square of the targets' components, kJ/mol/nm for forces."""
-        self.head.scale.fill_(scale)
+        self.head.get_buffer("scale").fill_(scale)
 
 
 def parse_config(config: Union[ModelConfig, Dict[str, Any]]) -> ModelConfig:

@@ -96,7 +96,7 @@ class TensorFieldNetwork(nn.Module):
             blocks.append(TensorFieldBlock(in_channels, out_channels, in_order, out_order, config))
             in_channels, in_order = out_channels, out_order
         # the first block mixes the one-hot itself: its leading self-interaction is the embedding
-        blocks[0].before = nn.Identity()
+        blocks[0].before = nn.Identity()  # type: ignore[assignment]
         self.blocks = nn.ModuleList(blocks)
         self.n_scalars = config.channels[-1]
         self.n_vectors = config.channels[-1] if config.order > 0 else 0

@@ -40,6 +40,8 @@ class DenseConvolution(nn.Module):
     Thomas et al., arXiv:1802.08219, section 3.1.2 (point convolution).
     """
 
+    couplings: Tensor
+
     def __init__(
         self,
         n_channels: int,
@@ -64,7 +66,7 @@ class DenseConvolution(nn.Module):
             couplings[index, f * f : (f + 1) ** 2, i * i : (i + 1) ** 2, o * o : (o + 1) ** 2] = clebsch_gordan(
                 f, i, o
             ) / math.sqrt(n_into * n_units * n_neighbours)
-        self.register_buffer("couplings", couplings.to(torch.get_default_dtype()), persistent=False)
+        self.register_buffer("couplings", couplings, persistent=False)  # float64, so that .double() is exact
         self.weights = nn.Parameter(torch.randn(len(paths), n_units, n_channels))
 
     def forward(self, features: Tensor, units: Tensor, harmonics: Tensor, indices: Tensor) -> Tensor:
@@ -83,7 +85,7 @@ class DenseConvolution(nn.Module):
         """
         n_out, n_neighbours = indices.shape
         # (C, units * filter_size * in_size, out_size): weights and couplings act as one matrix per channel
-        mixing = torch.einsum("phc,pfio->chfio", self.weights, self.couplings).reshape(
+        mixing = torch.einsum("phc,pfio->chfio", self.weights, self.couplings.to(self.weights.dtype)).reshape(
             self.n_channels, self.n_units * self.filter_size * self.in_size, self.out_size
         )
         flat = features.reshape(features.shape[0], self.n_channels * self.in_size)

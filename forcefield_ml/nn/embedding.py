@@ -22,6 +22,9 @@ class ElementOneHot(nn.Module):
         When called with an element that is in neither list.
     """
 
+    known: Tensor
+    table: Tensor
+
     def __init__(self, elements: List[int], silent: List[int]):
         super().__init__()
         self.n_features = len(elements)

@@ -26,6 +26,10 @@ class EquivariantNorm(nn.Module):
     Ioffe and Szegedy, arXiv:1502.03167; for order l > 0 as in e3nn.nn.BatchNorm.
     """
 
+    mean: Tensor
+    variance: Tensor
+    n_batches: Tensor
+
     def __init__(self, n_channels: int, order: int, momentum: float = 0.1):
         super().__init__()
         self.order = order

@@ -29,6 +29,8 @@ class ExponentialNormalBasis(nn.Module):
     Unke and Meuwly, PhysNet, J. Chem. Theory Comput. 15, 3678 (2019), eq. 7 (the basis; their cutoff is not in it).
     """
 
+    centres: Tensor
+
     def __init__(self, n_basis: int, r_max: float, r_min: float = 0.07, decay: float = 5.0):
         super().__init__()
         centres = torch.linspace(math.exp(-decay * r_max), math.exp(-decay * r_min), n_basis, dtype=torch.float64)
