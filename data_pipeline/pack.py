@@ -1,0 +1,221 @@
+"""Write dataset.h5 from labelled entries, one entry in memory at a time, as `schema` declares it."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from data_pipeline.errors import PipelineError
+from data_pipeline.schema import (
+    ENTRIES_GROUP,
+    ENTRY_ATTRIBUTES,
+    ENTRY_FIELDS,
+    FILE_ATTRIBUTES,
+    FORMAT,
+    SCHEMA_VERSION,
+    Field,
+    SchemaError,
+)
+
+COMPRESSIONS = ("gzip", "lzf", "none")
+
+
+@dataclass(frozen=True)
+class PackedEntry:
+    """What dataset.h5 holds of one entry.
+
+    Parameters
+    ----------
+    name
+        The entry's id.
+    fields
+        Arrays by name, as in `schema.ENTRY_FIELDS`.
+    attributes
+        Values by name, as in `schema.ENTRY_ATTRIBUTES`.
+    """
+
+    name: str
+    fields: Mapping[str, np.ndarray]
+    attributes: Mapping[str, Any]
+
+
+def pack(
+    entries: Iterable[PackedEntry], path: str | Path, attributes: Mapping[str, Any], *, compression: str = "gzip"
+) -> str:
+    """Write a dataset; the file appears complete or not at all.
+
+    Parameters
+    ----------
+    entries
+        In order of name; read one by one.
+    path
+        The file to write.
+    attributes
+        File attributes of `schema.FILE_ATTRIBUTES` other than format, schema_version and content_sha256.
+    compression
+        One of `COMPRESSIONS`; arrays over frames are chunked by frame.
+
+    Returns
+    -------
+    The content's SHA-256.
+
+    Raises
+    ------
+    SchemaError
+        If an entry lacks a field or one has the wrong type or shape; nothing is written then.
+    PipelineError
+        If the disk is full or cannot be written; nothing is lost, and packing can be repeated.
+    """
+    if compression not in COMPRESSIONS:
+        raise SchemaError(f"no compression {compression!r}. Allowed: {', '.join(COMPRESSIONS)}.")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    digest = hashlib.sha256()
+    previous = ""
+    try:
+        with h5py.File(temporary, "w", libver=("v108", "v108")) as file:
+            group = file.create_group(ENTRIES_GROUP)
+            for entry in entries:
+                if entry.name <= previous:
+                    raise SchemaError(f"entries must come in order of name; {entry.name!r} came after {previous!r}")
+                previous = entry.name
+                _write_entry(group, entry, compression)
+                digest_entry(digest, entry)
+            if not previous:
+                raise SchemaError("there is no entry to pack; look at the ledger for what was rejected or failed")
+            values = {
+                **attributes,
+                "format": FORMAT,
+                "schema_version": SCHEMA_VERSION,
+                "content_sha256": digest.hexdigest(),
+            }
+            for declared in FILE_ATTRIBUTES:
+                file.attrs[declared.name] = _attribute(declared, values, "the file")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise PipelineError(_disk_message(error, path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return digest.hexdigest()
+
+
+def entry_problems(name: str, fields: Mapping[str, np.ndarray]) -> list[str]:
+    """Return what is wrong with an entry's arrays against `schema.ENTRY_FIELDS`; empty when all is well.
+
+    Checks presence, dtype, shapes that agree with each other, finite numbers, bond indices, and a target mask that
+    marks something.
+
+    Parameters
+    ----------
+    name
+        For the messages.
+    fields
+        Arrays by name.
+    """
+    problems = []
+    sizes: dict[str, int] = {}
+    for declared in ENTRY_FIELDS:
+        if declared.name not in fields:
+            if declared.required:
+                problems.append(f"{name}: field {declared.name} is missing")
+            continue
+        values = np.asarray(fields[declared.name])
+        if values.dtype != np.dtype(declared.dtype):
+            problems.append(f"{name}: {declared.name} is {values.dtype}, not {np.dtype(declared.dtype)}")
+            continue
+        problem = _shape_problem(declared, values.shape, sizes)
+        if problem:
+            problems.append(f"{name}: {problem}")
+        elif values.dtype.kind == "f" and not np.isfinite(values).all():
+            problems.append(f"{name}: {declared.name} holds values that are not finite")
+    unknown = set(fields) - {declared.name for declared in ENTRY_FIELDS}
+    problems += [f"{name}: {extra} is no field of the schema" for extra in sorted(unknown)]
+    if not problems:
+        bonds, n_atoms = np.asarray(fields["bonds"]), sizes["N"]
+        if bonds.size and (bonds.min() < 0 or bonds.max() >= n_atoms):
+            problems.append(f"{name}: bonds name atoms outside 0..{n_atoms - 1}")
+        if not np.asarray(fields["target_mask"]).any():
+            problems.append(f"{name}: no atom is a target")
+        if not sizes["F"]:
+            problems.append(f"{name}: there is no frame")
+    return problems
+
+
+def digest_entry(digest: Any, entry: PackedEntry) -> None:
+    """Feed one entry's name, fields and attributes to a hash, in the order of the schema."""
+    digest.update(f"entry {entry.name}\n".encode())
+    for declared in ENTRY_FIELDS:
+        if declared.name in entry.fields:
+            values = np.ascontiguousarray(entry.fields[declared.name])
+            # Little endian always: the digest must not depend on the machine.
+            values = values.astype(values.dtype.newbyteorder("<"), copy=False)
+            digest.update(f"field {declared.name} {values.dtype.str} {values.shape}\n".encode())
+            digest.update(values.tobytes())
+    for declared in ENTRY_ATTRIBUTES:
+        if declared.name in entry.attributes:
+            value = entry.attributes[declared.name]
+            plain = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+            digest.update(f"attribute {declared.name} {json.dumps(plain)}\n".encode())
+
+
+def _write_entry(parent: h5py.Group, entry: PackedEntry, compression: str) -> None:
+    problems = entry_problems(entry.name, entry.fields)
+    if problems:
+        raise SchemaError("; ".join(problems[:5]))
+    group = parent.create_group(entry.name)
+    for declared in ENTRY_FIELDS:
+        if declared.name not in entry.fields:
+            continue
+        values = np.asarray(entry.fields[declared.name])
+        options: dict[str, Any] = {}
+        if declared.shape and values.size:
+            options["chunks"] = (1, *values.shape[1:]) if declared.shape[0] == "F" else values.shape
+            if compression != "none":
+                options |= {"compression": compression, "shuffle": True, "fletcher32": True}
+        data = group.create_dataset(declared.name, data=values, **options)
+        if declared.unit:
+            data.attrs["unit"] = declared.unit
+    for declared in ENTRY_ATTRIBUTES:
+        group.attrs[declared.name] = _attribute(declared, entry.attributes, entry.name)
+
+
+def _attribute(declared: Field, values: Mapping[str, Any], owner: str) -> Any:
+    if declared.name not in values:
+        raise SchemaError(f"attribute {declared.name} of {owner} is missing: {declared.meaning}")
+    value = values[declared.name]
+    if declared.dtype == "str":
+        return str(value)
+    array = np.asarray(value, dtype=declared.dtype)
+    if array.shape != tuple(int(n) for n in declared.shape):
+        raise SchemaError(f"attribute {declared.name} of {owner} has shape {array.shape}, not {declared.shape}")
+    return array if declared.shape else array[()]
+
+
+def _shape_problem(declared: Field, shape: tuple[int, ...], sizes: dict[str, int]) -> str:
+    if len(shape) != len(declared.shape):
+        return f"{declared.name} has shape {shape}, not ({', '.join(declared.shape)})"
+    for dimension, length in zip(declared.shape, shape, strict=True):
+        expected = int(dimension) if dimension.isdigit() else sizes.setdefault(dimension, length)
+        if length != expected:
+            return f"{declared.name} has shape {shape}, where {dimension} is {expected}"
+    return ""
+
+
+def _disk_message(error: OSError, path: Path) -> str:
+    # h5py reports a full disk in the text of the error only, without errno.
+    if error.errno == errno.ENOSPC or "No space left" in str(error):
+        return (
+            f"no space left on the disk while writing {path}. What was finished is safe: free some space and "
+            "run the same command again, it goes on from there"
+        )
+    return f"cannot write {path}: {error}"
