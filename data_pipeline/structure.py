@@ -65,7 +65,9 @@ def read_bytes(path: Path) -> bytes:
     except (OSError, zlib.error) as error:
         raise EntryError("unreadable", f"{path.name}: cannot be read ({error}); fetch it again.") from error
     if len(data) > MAX_BYTES:
-        raise EntryError("unreadable", f"{path.name}: more than {MAX_BYTES} bytes when unpacked, no entry has that many.")
+        raise EntryError(
+            "unreadable", f"{path.name}: more than {MAX_BYTES} bytes when unpacked, no entry has that many."
+        )
     if not data.strip():
         raise EntryError("empty", f"{path.name}: the file is empty; fetch it again.")
     return data
@@ -90,7 +92,9 @@ def read_entry(path: Path | str) -> Entry:
     path = Path(path)
     data = read_bytes(path)
     if re.match(rb"\s*<(!doctype|html|\?xml)", data, re.IGNORECASE):
-        raise EntryError("html", f"{path.name}: a web page or XML, not a structure; the download failed, fetch it again.")
+        raise EntryError(
+            "html", f"{path.name}: a web page or XML, not a structure; the download failed, fetch it again."
+        )
     try:
         if _CIF_BLOCK.match(data):
             entry = _read_mmcif(data)
