@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -19,6 +22,64 @@ app = typer.Typer(
 @app.callback()
 def root() -> None:
     """Equivariant networks that predict forces directly, inside OpenMM."""
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file; its keys are those of training.config.TrainingConfig")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="folder of the run, instead of the file's")
+    ] = None,
+    dataset: Annotated[Path | None, typer.Option(help="dataset.h5, instead of the file's")] = None,
+    max_minutes: Annotated[float | None, typer.Option(help="time budget, instead of the file's")] = None,
+    max_batches: Annotated[int | None, typer.Option(help="budget of batches, instead of the file's")] = None,
+    seed: Annotated[int | None, typer.Option(help="instead of the file's")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
+) -> None:
+    """Train a model on a dataset, or go on with a run that stopped.
+
+    Writes best.pt (the checkpoint to evaluate and export), last.pt (to go on from), log.csv and config.yaml to the
+    output folder. Ctrl-C stops after the batch in hand; the same command goes on.
+    """
+    from forcefield_ml.config import load_config
+    from forcefield_ml.training.config import TrainingConfig
+    from forcefield_ml.training.loop import train as run
+
+    settings = load_config(
+        TrainingConfig,
+        config,
+        output=output,
+        dataset=dataset,
+        max_minutes=max_minutes,
+        max_batches=max_batches,
+        seed=seed,
+    )
+    result = run(settings)
+    if as_json:
+        typer.echo(json.dumps(result.as_dict(), indent=1))
+    else:
+        typer.echo(result.summary())
+    if not result.finished:
+        raise typer.Exit(130)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="model.pt or a checkpoint (best.pt)")],
+    dataset: Annotated[Path, typer.Argument(help="dataset.h5 of data-pipeline")],
+    split: Annotated[str, typer.Option(help="train, validation or test")] = "test",
+    json_file: Annotated[Path | None, typer.Option("--json", help="write all metrics here; - for the screen")] = None,
+    per_atom: Annotated[Path | None, typer.Option(help="write true and predicted forces here, as .npz")] = None,
+) -> None:
+    """Compare a model's forces with the reference forces of a dataset, and with naive predictors."""
+    from forcefield_ml.training.evaluate import evaluate as run
+    from forcefield_ml.training.evaluate import table
+
+    result = run(model, dataset, split, per_atom)
+    text = json.dumps(result, indent=1, ensure_ascii=False)
+    if json_file is not None and str(json_file) != "-":
+        json_file.write_text(text + "\n", encoding="utf-8")
+    typer.echo(text if str(json_file) == "-" else table(result))
 
 
 def main() -> None:

@@ -1,0 +1,71 @@
+"""log.csv of a run: one row every few batches, cut back to the checkpoint when the run goes on."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+COLUMNS = (
+    "batch",
+    "seconds",
+    "loss",
+    "learning_rate",
+    "batches_per_second",
+    "validation_loss",
+    "validation_tensor",
+    "validation_magnitude",
+    "validation_angle",
+    "validation_relative",
+)
+"""Losses are Huber loss / delta in meV/Å, the mean since the row before; the rest as in metrics.py."""
+
+
+class CsvLog:
+    """Append rows to log.csv.
+
+    Parameters
+    ----------
+    path
+        The file.
+    n_batches
+        Batches that the run goes on from; later rows of a killed run are dropped, for they come again.
+    """
+
+    def __init__(self, path: Path, n_batches: int = 0):
+        rows = [row for row in read_log(path) if row["batch"] <= n_batches] if path.exists() and n_batches else []
+        self._file = open(path, "w", newline="", encoding="utf-8")
+        self._writer = csv.DictWriter(self._file, COLUMNS)
+        self._writer.writeheader()
+        for row in rows:
+            self.add(**row)
+
+    def add(self, **values: float | None) -> None:
+        """Write one row at once; what is not given stays empty."""
+        self._writer.writerow({key: _text(values.get(key)) for key in COLUMNS})
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_log(path: Path) -> list[dict[str, float]]:
+    """Return the rows of a log.csv, without empty cells and without a torn last line.
+
+    Parameters
+    ----------
+    path
+        The file.
+    """
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = []
+        for row in csv.DictReader(file):
+            try:
+                rows.append({key: float(value) for key, value in row.items() if value})
+            except (TypeError, ValueError):
+                continue
+    return [row for row in rows if "batch" in row]
+
+
+def _text(value: float | None) -> str:
+    return "" if value is None else f"{value:.8g}"

@@ -1,0 +1,104 @@
+"""One training step: the model, its loss and its optimiser, as Lightning wants them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import lightning
+import torch
+from torch import Tensor
+
+from forcefield_ml.data import Batch
+from forcefield_ml.models.interface import Prediction
+from forcefield_ml.training.config import TrainingConfig
+from forcefield_ml.training.loss import magnitude, scalar_huber, tensor_huber
+from forcefield_ml.units import MEV_PER_ANGSTROM
+
+
+def huber(prediction: Prediction, targets: Tensor, delta: float) -> Tensor:
+    """Return the paper's loss of whatever is predicted: of the vectors, or at order 0 of their norms.
+
+    Parameters
+    ----------
+    prediction
+        Of n atoms.
+    targets
+        (n, 3) true forces, kJ/mol/nm.
+    delta
+        meV/Å.
+
+    Returns
+    -------
+    Tensor
+        (), (meV/Å)².
+    """
+    targets = targets * MEV_PER_ANGSTROM
+    if prediction.forces is not None:
+        return tensor_huber(prediction.forces * MEV_PER_ANGSTROM, targets, delta)
+    assert prediction.magnitude is not None
+    return scalar_huber(prediction.magnitude * MEV_PER_ANGSTROM, magnitude(targets), delta)
+
+
+class ForceModule(lightning.LightningModule):
+    """Train a model on batches.
+
+    What is minimised is loss / (delta x scale): without unit and near the relative error, so that `clip` means the
+    same for every dataset; Adam's steps do not depend on it.
+
+    Parameters
+    ----------
+    model
+        The model.
+    config
+        Settings of the run.
+    scale
+        Root mean square norm of the target forces, kJ/mol/nm.
+    """
+
+    def __init__(self, model: torch.nn.Module, config: TrainingConfig, scale: float):
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.unit = config.delta * scale * MEV_PER_ANGSTROM
+        run: Callable[..., Prediction] = torch.compile(model, dynamic=True) if config.compile else model
+        self._run = (run,)  # in a tuple: the compiled wrapper must not become a second submodule
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        """Return the loss of one batch, without unit."""
+        prediction = self._run[0](batch.atoms, batch.neighbours, batch.layer_sizes)
+        return huber(prediction, batch.targets, self.config.delta) / self.unit
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return the optimiser; the learning rate is set before every batch."""
+        parameters = self.model.parameters()
+        if self.config.optimiser == "adamw":
+            return torch.optim.AdamW(parameters, lr=self.config.learning_rate, weight_decay=self.config.weight_decay)
+        return torch.optim.Adam(parameters, lr=self.config.learning_rate)
+
+
+def learning_rate(config: TrainingConfig, n_batches: int, progress: float) -> float:
+    """Return the learning rate of the next batch.
+
+    Parameters
+    ----------
+    config
+        Settings of the run.
+    n_batches
+        Batches done.
+    progress
+        Part of the budget that is spent, 0 to 1.
+
+    Returns
+    -------
+    float
+        Rising over `warmup_batches`, then following the schedule down to the final part.
+    """
+    progress, last = min(max(progress, 0.0), 1.0), config.final_learning_rate
+    part = {
+        "constant": 1.0,
+        "linear": 1.0 - (1.0 - last) * progress,
+        "cosine": last + (1.0 - last) * 0.5 * (1.0 + math.cos(math.pi * progress)),
+    }[config.schedule]
+    warm = min(1.0, (n_batches + 1) / config.warmup_batches) if config.warmup_batches else 1.0
+    return config.learning_rate * part * warm
