@@ -65,9 +65,9 @@ class FirstLayer(nn.Module):
         """Return (n_out, C, 4) for the atoms of `indices` (n_out, K)."""
         n_out, n_neighbours = indices.shape
         units = self.radial(basis, envelope) * self.scale
-        filters = (harmonics[:, :, None, :4] * units[:, :, :, None]).view(n_out, n_neighbours, -1)
+        filters = (units[:, :, None, :] * harmonics[:, None, :4, :]).view(n_out, -1, n_neighbours)
         seen = one_hot.index_select(0, indices.reshape(-1)).view(n_out, n_neighbours, -1)
-        density = torch.bmm(seen.transpose(1, 2), filters).view(n_out, -1, 4)
+        density = torch.bmm(filters, seen).view(n_out, -1, 4, seen.shape[2]).transpose(2, 3).reshape(n_out, -1, 4)
         mixed = self.norm(self.mix(density))
         vectors = mixed[:, :, 1:]
         norms = (vectors.square().sum(-1) + 1e-6).sqrt()

@@ -32,7 +32,7 @@ class TensorFieldConfig(BaseModel):
     channels: Tuple[int, ...] = Field((24, 12, 1), description="filters of each convolution layer")
     n_neighbours: int = Field(50, ge=1, description="nearest neighbours of each atom")
     n_basis: int = Field(32, ge=2, description="radial basis functions")
-    n_units: int = Field(12, ge=1, description="hidden units of each radial network")
+    n_units: int = Field(8, ge=1, description="hidden units of each radial network")
     parity: Literal["O3", "SO3"] = Field("O3", description="O3 respects reflections; SO3 admits cross products")
     elements: Tuple[int, ...] = Field((1, 6, 7, 8, 16), description="atomic numbers in the one-hot input")
     silent_elements: Tuple[int, ...] = Field((11, 17), description="ions: present, but the zero vector as input")

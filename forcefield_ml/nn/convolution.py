@@ -77,9 +77,9 @@ class DenseConvolution(nn.Module):
         features
             (n_in, C, in_size), of every atom that a row of `indices` names.
         units
-            (n, K, n_units) of the radial network, zero where there is no neighbour; n >= n_out.
+            (n, n_units, K) of the radial network, zero where there is no neighbour; n >= n_out.
         harmonics
-            (n, K, at least filter_size).
+            (n, at least filter_size, K).
         indices
             (n_out, K).
         """
@@ -94,10 +94,10 @@ class DenseConvolution(nn.Module):
             stop = min(start + self.chunk, n_out)
             size = stop - start
             seen = flat.index_select(0, indices[start:stop].reshape(-1)).view(size, n_neighbours, -1)
-            filters = (units[start:stop, :, :, None] * harmonics[start:stop, :, None, : self.filter_size]).reshape(
-                size, n_neighbours, self.n_units * self.filter_size
+            filters = (units[start:stop, :, None, :] * harmonics[start:stop, None, : self.filter_size, :]).reshape(
+                size, self.n_units * self.filter_size, n_neighbours
             )
-            summed = torch.bmm(filters.transpose(1, 2), seen)  # (size, units * filter_size, C * in_size)
+            summed = torch.bmm(filters, seen)  # (size, units * filter_size, C * in_size)
             by_channel = (
                 summed.view(size, self.n_units * self.filter_size, self.n_channels, self.in_size)
                 .permute(2, 0, 1, 3)

@@ -39,8 +39,8 @@ class ExponentialNormalBasis(nn.Module):
         self.register_buffer("centres", centres.to(torch.get_default_dtype()), persistent=False)
 
     def forward(self, distances: Tensor) -> Tensor:
-        """Return (..., n_basis) for distances (...) in nm."""
-        return torch.exp(-self.beta * (torch.exp(-self.decay * distances)[..., None] - self.centres).square())
+        """Return (n, n_basis, K) for distances (n, K) in nm."""
+        return torch.exp(-self.beta * (torch.exp(-self.decay * distances)[:, None, :] - self.centres[:, None]).square())
 
 
 def cosine_envelope(distances: Tensor, cutoff: float) -> Tensor:
@@ -81,13 +81,14 @@ class RadialNetwork(nn.Module):
         self.hidden = nn.Linear(n_basis, n_units)
 
     def forward(self, basis: Tensor, envelope: Tensor) -> Tensor:
-        """Return (n, K, n_units), zero where the envelope is.
+        """Return (n, n_units, K), zero where the envelope is.
 
         Parameters
         ----------
         basis
-            (n, K, n_basis).
+            (n, n_basis, K).
         envelope
             (n, K): the mask, times the smooth cutoff where the graph has one.
         """
-        return nn.functional.silu(self.hidden(basis)) * envelope[..., None]
+        hidden = torch.matmul(self.hidden.weight, basis) + self.hidden.bias[:, None]
+        return nn.functional.silu(hidden) * envelope[:, None, :]

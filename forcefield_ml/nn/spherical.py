@@ -15,34 +15,32 @@ def spherical_harmonics(directions: Tensor, order: int) -> Tensor:
     Parameters
     ----------
     directions
-        (..., 3) unit vectors; a zero vector yields zeros beyond the first component of order 2's formula.
+        (n, K, 3) unit vectors; a zero vector yields zeros in all orders above 0.
     order
         0, 1 or 2.
 
     Returns
     -------
     Tensor
-        (..., (order + 1)^2): 1; x, y, z; then the five of order 2.
+        (n, (order + 1)^2, K): 1; x, y, z; then the five of order 2.
     """
-    parts = [torch.ones_like(directions[..., :1])]
+    x, y, z = directions.unbind(-1)
+    parts = [torch.ones_like(x)]
     if order >= 1:
-        parts.append(math.sqrt(3.0) * directions)
+        s3 = math.sqrt(3.0)
+        parts.extend([s3 * x, s3 * y, s3 * z])
     if order >= 2:
-        x, y, z = directions[..., 0], directions[..., 1], directions[..., 2]
         s15 = math.sqrt(15.0)
-        parts.append(
-            torch.stack(
-                [
-                    s15 * x * z,
-                    s15 * x * y,
-                    math.sqrt(5.0) * (y * y - 0.5 * (x * x + z * z)),
-                    s15 * y * z,
-                    0.5 * s15 * (z * z - x * x),
-                ],
-                dim=-1,
-            )
+        parts.extend(
+            [
+                s15 * x * z,
+                s15 * x * y,
+                math.sqrt(5.0) * (y * y - 0.5 * (x * x + z * z)),
+                s15 * y * z,
+                0.5 * s15 * (z * z - x * x),
+            ]
         )
-    return torch.cat(parts, dim=-1)
+    return torch.stack(parts, dim=1)
 
 
 def coupling_paths(filter_order: int, in_order: int, out_order: int, parity: str) -> Tuple[Tuple[int, int, int], ...]:

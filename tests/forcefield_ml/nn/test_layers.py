@@ -25,7 +25,7 @@ def test_harmonics_are_e3nns() -> None:
     """Orders 0 to 2 equal e3nn's component-normalised harmonics."""
     directions = torch.nn.functional.normalize(torch.randn(50, 3), dim=-1)
     expected = o3.spherical_harmonics([0, 1, 2], directions, normalize=True, normalization="component")
-    assert torch.allclose(spherical_harmonics(directions, 2), expected, atol=1e-12)
+    assert torch.allclose(spherical_harmonics(directions[:, None], 2)[:, :, 0], expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("parity", ["O3", "SO3"])
@@ -33,8 +33,8 @@ def test_convolution_is_the_sum_over_pairs(parity: str) -> None:
     """The two batched products equal the tensor product summed pair by pair, path by path, by einsum."""
     n, k, c, h = 7, 5, 3, 4
     layer = DenseConvolution(c, 2, 2, 2, h, k, parity)
-    features, units = torch.randn(n, c, 9), torch.randn(n, k, h)
-    harmonics, indices = torch.randn(n, k, 9), torch.randint(n, (n, k))
+    features, units = torch.randn(n, c, 9), torch.randn(n, h, k)
+    harmonics, indices = torch.randn(n, 9, k), torch.randint(n, (n, k))
     expected = torch.zeros(n, c, 9)
     paths = coupling_paths(2, 2, 2, parity)
     for p, (lf, li, lo) in enumerate(paths):
@@ -42,8 +42,8 @@ def test_convolution_is_the_sum_over_pairs(parity: str) -> None:
         coupling = clebsch_gordan(lf, li, lo) / (into * h * k) ** 0.5
         for i in range(n):
             for slot in range(k):
-                radial = units[i, slot] @ layer.weights[p]  # (c,)
-                y = harmonics[i, slot, lf * lf : (lf + 1) ** 2]
+                radial = units[i, :, slot] @ layer.weights[p]  # (c,)
+                y = harmonics[i, lf * lf : (lf + 1) ** 2, slot]
                 x = features[indices[i, slot], :, li * li : (li + 1) ** 2]
                 product = torch.einsum("f,cm,fmo->co", y, x, coupling)
                 expected[i, :, lo * lo : (lo + 1) ** 2] += radial[:, None] * product
