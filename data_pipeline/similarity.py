@@ -179,11 +179,10 @@ def _blastp(sequences: dict[str, str]) -> list[Hit]:
         names = _write_fasta(fasta, sequences)
         _run(["makeblastdb", "-in", str(fasta), "-dbtype", "prot", "-out", str(database)])
         columns = "6 qseqid sseqid nident mismatch length evalue"
-        table = _run(
-            ["blastp", "-query", str(fasta), "-db", str(database), "-outfmt", columns, "-evalue", str(MAX_EXPECT)]
-            # BLASTP keeps 500 targets if nothing is said, and drops the others silently.
-            + ["-dbsize", str(_database_size(sequences)), "-max_target_seqs", str(max(500, 2 * len(names)))]
-        )
+        limits = ["-evalue", str(MAX_EXPECT), "-dbsize", str(_database_size(sequences))]
+        # BLASTP keeps 500 targets if nothing is said, and drops the others silently.
+        limits += ["-max_target_seqs", str(max(500, 2 * len(names)))]
+        table = _run(["blastp", "-query", str(fasta), "-db", str(database), "-outfmt", columns, *limits])
     return list(_parse(table, names, sequences))
 
 
@@ -193,12 +192,11 @@ def _mmseqs(sequences: dict[str, str]) -> list[Hit]:
     with tempfile.TemporaryDirectory() as folder:
         fasta, table = Path(folder, "sequences.fasta"), Path(folder, "hits.tsv")
         names = _write_fasta(fasta, sequences)
-        _run(
-            ["mmseqs", "easy-search", str(fasta), str(fasta), str(table), str(Path(folder, "work"))]
-            + ["--format-output", "query,target,nident,mismatch,alnlen,evalue", "-e", str(MAX_EXPECT / factor)]
-            + ["-s", "7.5", "--alignment-mode", "3", "-a", "1", "--max-seqs", str(max(500, 2 * len(names)))]
-            + ["--threads", "1", "-v", "1"]
-        )
+        paths = [str(fasta), str(fasta), str(table), str(Path(folder, "work"))]
+        columns = "query,target,nident,mismatch,alnlen,evalue"
+        limits = ["-e", str(MAX_EXPECT / factor), "--max-seqs", str(max(500, 2 * len(names)))]
+        options = ["-s", "7.5", "--alignment-mode", "3", "-a", "1", "--threads", "1", "-v", "1"]
+        _run(["mmseqs", "easy-search", *paths, "--format-output", columns, *limits, *options])
         text = table.read_text(encoding="ascii")
     return list(_parse(text, names, sequences, factor))
 
