@@ -6,7 +6,6 @@ alternative location is taken; short gaps inside the chain are rebuilt, missing 
 
 from __future__ import annotations
 
-import gzip
 import io
 import os
 import random
@@ -15,11 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gemmi
 import numpy as np
 import pdbfixer
 from openmm import app, unit
 
 from data_pipeline.errors import EntryError
+from data_pipeline.structure import read_entry
 from data_pipeline.systems import DEFAULT_FORCE_FIELD, force_field, protein_mask, single_thread_platform
 
 MAX_PEPTIDE_BOND = 0.25
@@ -273,29 +274,40 @@ def _seed(seed: int) -> None:
 
 def _open(path: str | Path) -> pdbfixer.PDBFixer:
     path = Path(path)
-    try:
-        data = path.read_bytes()
-        if path.suffix == ".gz":
-            data = gzip.decompress(data)
-        text = data.decode("utf-8", errors="replace")
-    except (OSError, EOFError, gzip.BadGzipFile) as error:
-        raise EntryError("unreadable", f"cannot read {path}: {error}") from error
-    if not text.strip():
-        raise EntryError("unreadable", f"{path} is empty")
-    is_cif = ".cif" in path.name.lower() or text.lstrip().startswith("data_")
+    entry = read_entry(path)
     platform = single_thread_platform("CPU")
     try:
-        handle = io.StringIO(text)
-        fixer = pdbfixer.PDBFixer(pdbxfile=handle) if is_cif else pdbfixer.PDBFixer(pdbfile=handle)
+        if entry.block is None:
+            fixer = pdbfixer.PDBFixer(pdbfile=io.StringIO("\n".join(entry.lines) + "\n"))
+        else:
+            _drop_other_residues(entry.block)
+            fixer = pdbfixer.PDBFixer(pdbxfile=io.StringIO(entry.block.as_string() + "#\n"))
     except Exception as error:
         # The parsers raise many types for damaged files: IndexError, KeyError, ValueError, plain Exception.
-        raise EntryError(
-            "unreadable", f"{path.name} does not parse as {'mmCIF' if is_cif else 'PDB'}: {error!r}"
-        ) from error
+        raise EntryError("unreadable", f"{path.name}: PDBFixer cannot read it as {entry.format}: {error!r}") from error
     fixer.platform = platform
     # PDBFixer would ask the RCSB for residues it does not know; a pipeline must not depend on the network.
     fixer._downloadCCDDefinition = lambda residueName: None
     return fixer
+
+
+def _drop_other_residues(block: gemmi.cif.Block) -> None:
+    """Keep the first residue where a position has several (microheterogeneity): OpenMM would mix their atoms."""
+    for prefix, columns in (
+        ("_atom_site.", ("label_asym_id", "label_seq_id", "auth_seq_id", "pdbx_PDB_ins_code", "label_comp_id")),
+        ("_entity_poly_seq.", ("entity_id", "num", "mon_id")),
+    ):
+        present = [name for name in columns if block.find_loop(prefix + name)]
+        table = block.find(prefix, present)
+        first: dict[tuple[str, ...], str] = {}
+        for index in reversed(
+            [
+                index
+                for index, row in enumerate(table)
+                if first.setdefault(tuple(list(row)[:-1]), row[len(present) - 1]) != row[len(present) - 1]
+            ]
+        ):
+            table.remove_row(index)
 
 
 def _keep_protein_chain(fixer: pdbfixer.PDBFixer, keep_water: bool) -> None:

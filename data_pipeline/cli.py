@@ -1,0 +1,125 @@
+"""The command ``data-pipeline``: parse, configure, one call."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+os.environ.setdefault("OPENMM_CPU_THREADS", "1")  # before OpenMM is loaded; parallel work is over entries
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from data_pipeline.check import check as check_dataset
+from data_pipeline.config import load_config
+from data_pipeline.datasheet import datasheet
+from data_pipeline.errors import PipelineError
+from data_pipeline.progress import show_progress
+from data_pipeline.run import run as run_pipeline
+from data_pipeline.schema import SPLITS, SchemaError
+
+app = typer.Typer(
+    help="From PDB entries to reference forces: select, cluster, split, prepare, sample, label, pack.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+
+@app.command("run")
+def run_command(
+    config: Annotated[Path, typer.Argument(help="A YAML file; see docs/dataset.md and examples/.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Run folder. Default: runs/NAME.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes of one thread each.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many entries, the smallest first.")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Make dataset.h5; run the same command again after an interruption and it goes on where it stopped."""
+    settings = load_config(config)
+    if workers is not None:
+        settings = settings.model_copy(update={"workers": workers})
+    if limit is not None:
+        settings = settings.model_copy(update={"select": settings.select.model_copy(update={"limit": limit})})
+    folder = output or Path("runs") / settings.name
+    with show_progress(errors if as_json else console) as progress:
+        summary = run_pipeline(settings, folder, progress=progress, retry_failed=retry_failed)
+    if as_json:
+        print(json.dumps(summary, indent=1))
+    else:
+        _print_summary(summary)
+
+
+@app.command("check")
+def check_command(
+    dataset: Annotated[Path, typer.Argument(help="A dataset.h5.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print report and datasheet as JSON.")] = False,
+    leakage: Annotated[bool, typer.Option(help="Compare the sequences of different splits again.")] = True,
+) -> None:
+    """Verify a dataset: schema, arrays, hash, split, leakage. Exits with 1 when anything is wrong."""
+    report = check_dataset(dataset, leakage=leakage)
+    sheet = datasheet(dataset) if report.ok else None
+    if as_json:
+        print(json.dumps({**asdict(report), "ok": report.ok, "datasheet": sheet}, indent=1))
+    else:
+        for problem in report.problems:
+            console.print(f"[red]problem[/red] {problem}", highlight=False, soft_wrap=True)
+        if sheet is not None:
+            console.print(_sheet_table(sheet))
+            console.print(f"{report.leakage}: none found")
+        verdict = "[green]good[/green]" if report.ok else f"[red]{len(report.problems)} problems[/red]"
+        console.print(f"{dataset}: {verdict}", highlight=False, soft_wrap=True)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    table = Table(title=f"{summary['name']}: from entries to data", title_justify="left", show_header=False)
+    sheet = summary["datasheet"]["splits"]["all"]
+    rows = [
+        ("entries seen", summary["seen"]),
+        ("used", f"{summary['kept']} ({summary['left_out']} not needed)"),
+        *((f"rejected, {reason}", n) for reason, n in summary["rejected"].items()),
+        *((f"failed, {reason}", n) for reason, n in summary["failed"].items()),
+        ("clusters", f"{summary['clusters']} ({summary['cluster_method']})"),
+        ("in the data set", f"{sheet['entries']} entries, {sheet['frames']} frames, {sheet['atoms']} atoms"),
+        ("seconds", ", ".join(f"{stage} {seconds:g}" for stage, seconds in summary["seconds"].items())),
+    ]
+    for name, value in rows:
+        table.add_row(name, str(value))
+    console.print(table)
+    console.print(_sheet_table(summary["datasheet"]))
+    console.print(summary["dataset"], soft_wrap=True, highlight=False)
+
+
+def _sheet_table(sheet: dict[str, Any]) -> Table:
+    title = f"{sheet['protocol']}, {sheet['force_field']}; mean |F| and the mean-magnitude predictor's error in meV/Å"
+    table = Table(title=title, title_justify="left")
+    counts = ("entries", "clusters", "frames", "atoms", "targets")
+    table.add_column("split")
+    for name in (*counts, "mean |F|", "naive |F|"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for split in (*SPLITS, "all"):
+        row = sheet["splits"][split]
+        # The zero predictor's error is the mean |F| itself.
+        numbers = ["-" if row[k] is None else f"{row[k]:.1f}" for k in ("mean_force", "mean_magnitude_predictor")]
+        table.add_row(split, *(str(row[name]) for name in counts), *numbers)
+    return table
+
+
+def main() -> None:
+    """Run the command; errors that are meant for the user come without a traceback."""
+    try:
+        app()
+    except (PipelineError, SchemaError) as error:
+        errors.print(f"[red]error[/red] {error}", highlight=False, soft_wrap=True)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        errors.print("interrupted; run the same command again, it goes on from there")
+        raise SystemExit(130) from None

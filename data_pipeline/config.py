@@ -1,0 +1,215 @@
+"""The pipeline's one configuration file, typed and strict: unknown keys are errors that name the closest key."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from data_pipeline.curate import Criteria
+from data_pipeline.errors import ConfigError
+from data_pipeline.systems import DEFAULT_FORCE_FIELD
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def values(self) -> dict[str, Any]:
+        """Return the values as plain JSON types."""
+        return self.model_dump(mode="json")
+
+
+class SourceConfig(_Section):
+    """Where entries come from."""
+
+    kind: Literal["mirror", "rcsb"] = Field(default="mirror", description="A folder of files, or the live RCSB.")
+    path: str = Field(description="The mirror's folder, relative to this file; for rcsb the folder that keeps files.")
+
+
+class SelectConfig(_Section):
+    """Which entries are used; the limits default to the paper's criteria, null lifts one."""
+
+    n_chains: int | None = Field(default=1, description="Polymer chains of any kind.")
+    max_residues: int | None = Field(default=200, description="Fewer residues than this.")
+    min_residues: int | None = Field(default=None, description="At least so many residues.")
+    method: str | None = Field(default="X-RAY DIFFRACTION", description="The only experimental method.")
+    max_resolution: float | None = Field(default=2.5, description="Å; strictly better than this.")
+    max_models: int | None = Field(default=1, description="Models in the file.")
+    ids: list[str] | None = Field(default=None, description="Only these entries.")
+    limit: int | None = Field(
+        default=None, ge=1, description="Only so many of those kept, the smallest proteins first."
+    )
+    one_per_cluster: bool = Field(default=False, description="Only the best resolved entry of each sequence cluster.")
+
+    def criteria(self) -> Criteria:
+        """Return the limits as `curate.judge` takes them."""
+        return Criteria(
+            n_chains=self.n_chains,
+            max_residues=self.max_residues,
+            min_residues=self.min_residues,
+            method=self.method,
+            max_resolution=self.max_resolution,
+            max_models=self.max_models,
+        )
+
+
+class SplitConfig(_Section):
+    """Whole sequence clusters go to one split each: fractions (adding up to 1) or whole numbers of entries."""
+
+    identity: float = Field(default=0.2, gt=0, le=1, description="Sequences at least so similar share a cluster.")
+    method: Literal["auto", "blastp", "mmseqs", "python"] = Field(default="auto", description="Who compares sequences.")
+    train: float = Field(default=0.7, ge=0)
+    validation: float = Field(default=0.15, ge=0)
+    test: float = Field(default=0.15, ge=0)
+
+    @model_validator(mode="after")
+    def _fractions_or_counts(self) -> SplitConfig:
+        sizes = (self.train, self.validation, self.test)
+        if self.counts is None and abs(sum(sizes) - 1) > 1e-6:
+            raise ValueError(
+                f"train, validation and test are {sizes}; give fractions that add up to 1 or whole numbers of entries"
+            )
+        return self
+
+    @property
+    def counts(self) -> dict[str, int] | None:
+        """Numbers of entries by split, or None where the sizes are fractions."""
+        sizes = {"train": self.train, "validation": self.validation, "test": self.test}
+        whole = all(float(size).is_integer() for size in sizes.values()) and sum(sizes.values()) > 1
+        return {name: int(size) for name, size in sizes.items()} if whole else None
+
+
+class PrepareConfig(_Section):
+    """Repair, protonation and solvent."""
+
+    ph: float = Field(default=7.0, ge=0, le=14)
+    padding: float = Field(default=0.8, gt=0, description="nm between the protein's sphere and its nearest copy.")
+    ionic_strength: float = Field(default=0.0, ge=0, description="mol/l besides the ions that neutralise.")
+    box_shape: Literal["cube", "dodecahedron", "octahedron"] = "dodecahedron"
+    keep_water: bool = Field(default=False, description="Keep the crystal's water.")
+    max_gap: int = Field(default=10, ge=0, description="Longest run of missing residues that is rebuilt.")
+    add_missing_ends: bool = Field(default=False, description="Build residues missing at the ends of the chain too.")
+
+
+class SampleConfig(_Section):
+    """How frames are made; keys of the other protocol are ignored."""
+
+    protocol: Literal["thermal", "minimized"] = "thermal"
+    n_frames: int = Field(default=4, ge=1, description="Thermal: snapshots of each entry.")
+    temperature: float = Field(default=300.0, gt=0, description="Thermal: K.")
+    equilibration: float = Field(default=2.0, gt=0, description="Thermal: ps before the first snapshot.")
+    interval: float = Field(default=1.0, gt=0, description="Thermal: ps between snapshots.")
+    timestep: float = Field(default=0.001, gt=0, le=0.001, description="Thermal: ps; nothing is constrained.")
+    friction: float = Field(default=2.0, gt=0, description="Thermal: 1/ps.")
+    equilibration_friction: float = Field(default=10.0, gt=0, description="Thermal: 1/ps before the first snapshot.")
+    minimise_iterations: int = Field(default=200, ge=0, description="Thermal: steps of relaxation before the run.")
+    flexible_tolerance: float = Field(default=30.0, gt=0, description="Minimized: kJ/mol/nm, all bonds flexible.")
+    constrained_tolerance: float = Field(
+        default=10.0, gt=0, description="Minimized: kJ/mol/nm, bonds to hydrogen fixed."
+    )
+    max_iterations: int = Field(default=0, ge=0, description="Minimized: of each minimisation; 0 for no limit.")
+
+
+class LabelConfig(_Section):
+    """The reference force field."""
+
+    force_field: list[str] = Field(
+        default=list(DEFAULT_FORCE_FIELD), min_length=1, description="Names or paths for OpenMM."
+    )
+    ewald_tolerance: float = Field(default=1e-5, gt=0, lt=0.01)
+    cutoff: float = Field(default=0.9, gt=0, description="nm, direct space.")
+    max_force: float = Field(default=1e5, gt=0, description="kJ/mol/nm; an entry with a larger force is refused.")
+
+
+class PackConfig(_Section):
+    """The file."""
+
+    compression: Literal["gzip", "lzf", "none"] = "gzip"
+
+
+class PipelineConfig(_Section):
+    """Everything that decides what comes out, and two things that do not: workers and platform.
+
+    The same configuration, seed and platform give the same content, bit for bit, whatever the number of workers.
+    """
+
+    name: str = Field(min_length=1, description="Of the data set.")
+    seed: int = Field(default=0, ge=0)
+    source: SourceConfig
+    select: SelectConfig = SelectConfig()
+    split: SplitConfig = SplitConfig()
+    prepare: PrepareConfig = PrepareConfig()
+    sample: SampleConfig = SampleConfig()
+    label: LabelConfig = LabelConfig()
+    pack: PackConfig = PackConfig()
+    workers: int = Field(default=2, ge=1, description="Processes, of one thread each.")
+    platform: str = Field(default="CPU", description="OpenMM's platform.")
+
+
+def load_config(path: str | Path) -> PipelineConfig:
+    """Read a configuration; paths in it that are relative are resolved against its folder.
+
+    Parameters
+    ----------
+    path
+        A YAML file.
+
+    Raises
+    ------
+    ConfigError
+        Naming the file, the key, what is allowed and the closest known key.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} holds {type(raw).__name__}, not keys such as name, source, sample")
+    try:
+        config = PipelineConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: " + "; ".join(_explain(problem) for problem in error.errors())) from error
+    folder = path.resolve().parent
+    source = config.source.model_copy(update={"path": str((folder / Path(config.source.path).expanduser()).resolve())})
+    files = [str((folder / name).resolve()) if (folder / name).is_file() else name for name in config.label.force_field]
+    label = config.label.model_copy(update={"force_field": files})
+    return config.model_copy(update={"source": source, "label": label})
+
+
+def dump_config(config: PipelineConfig) -> str:
+    """Return the resolved configuration as YAML that `load_config` reads."""
+    return yaml.safe_dump(config.values(), sort_keys=False, allow_unicode=True)
+
+
+def stage_key(stage: str, settings: dict[str, Any], *inputs: str) -> str:
+    """Return what decides whether a finished output may be reused: a hash of stage, settings and input hashes."""
+    text = json.dumps([stage, settings, *inputs], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def entry_seed(seed: int, entry: str) -> int:
+    """Return an entry's own seed, which does not depend on which other entries there are."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {entry}".encode()).digest()[:4], "big") >> 1
+
+
+def _explain(problem: Any) -> str:
+    location = [str(part) for part in problem["loc"]]
+    where = ".".join(location) or "the file"
+    if problem["type"] != "extra_forbidden":
+        value = f", got {problem['input']!r}" if not isinstance(problem["input"], dict) else ""
+        return f"{where}: {problem['msg']}{value}"
+    section: Any = PipelineConfig
+    for part in location[:-1]:
+        section = section.model_fields[part].annotation
+    allowed = sorted(section.model_fields)
+    matches = difflib.get_close_matches(location[-1], allowed, n=1)
+    hint = f" Did you mean {matches[0]!r}?" if matches else ""
+    return f"{where}: no such key.{hint} Allowed: {', '.join(allowed)}."

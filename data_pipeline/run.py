@@ -1,0 +1,380 @@
+"""The stages in order, over a run folder that can be killed and resumed at any moment."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import platform
+import time
+from collections import Counter
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from data_pipeline import __version__
+from data_pipeline.cluster import Clusters, cluster
+from data_pipeline.config import PipelineConfig, dump_config, entry_seed, stage_key
+from data_pipeline.datasheet import datasheet
+from data_pipeline.engine import Task, map_stage
+from data_pipeline.errors import ConfigError, PipelineError
+from data_pipeline.ledger import FAILED, OK, REJECTED, Ledger, Record, sha256
+from data_pipeline.pack import PackedEntry, pack
+from data_pipeline.schema import ENTRY_FIELDS
+from data_pipeline.selection import Selection, select, select_within_clusters
+from data_pipeline.sources import open_source
+from data_pipeline.split import check_leakage
+from data_pipeline.split import split as split_clusters
+from data_pipeline.stages import label_entry, prepare_entry, sample_entry
+
+log = logging.getLogger("data_pipeline")
+
+DATASET = "dataset.h5"
+
+
+class Progress(Protocol):
+    """Who is told how far a run is."""
+
+    def begin(self, stage: str, total: int, reused: int) -> None:
+        """Tell that a stage begins: entries to do and entries already done."""
+        ...
+
+    def advance(self, record: Record) -> None:
+        """Tell what became of one entry."""
+        ...
+
+    def end(self) -> None:
+        """Tell that the stage is over."""
+        ...
+
+
+class Silent:
+    """Tells nobody."""
+
+    def begin(self, stage: str, total: int, reused: int) -> None:
+        """Ignore."""
+
+    def advance(self, record: Record) -> None:
+        """Ignore."""
+
+    def end(self) -> None:
+        """Ignore."""
+
+
+def run(
+    config: PipelineConfig, folder: str | Path, *, progress: Progress | None = None, retry_failed: bool = False
+) -> dict[str, Any]:
+    """Run every stage that is not done yet.
+
+    Parameters
+    ----------
+    config
+        The configuration; its resolved copy is stored in the run folder.
+    folder
+        The run folder.
+    progress
+        Who is told how far it is.
+    retry_failed
+        Whether entries that were rejected or failed after selection are tried again.
+
+    Returns
+    -------
+    The summary, which is also written to summary.json.
+
+    Raises
+    ------
+    ConfigError
+        If the configuration cannot work, or another run holds the folder.
+    PipelineError
+        If nothing is left to pack, or the disk is full.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _only_one(folder):
+        handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        ledger = Ledger(folder / "ledger.jsonl")
+        try:
+            write_text(folder / "config.yaml", dump_config(config))
+            return _Run(config, folder, ledger, progress or Silent(), retry_failed).all_stages()
+        except BaseException as error:
+            log.error("stopped: %s: %s", type(error).__name__, error)
+            raise
+        finally:
+            ledger.close()
+            log.removeHandler(handler)
+            handler.close()
+
+
+class _Run:
+    def __init__(
+        self, config: PipelineConfig, folder: Path, ledger: Ledger, progress: Progress, retry_failed: bool
+    ) -> None:
+        self.config, self.folder, self.ledger = config, folder, ledger
+        self.progress, self.retry_failed = progress, retry_failed
+        self.versions = versions()
+        self.seconds: dict[str, float] = {}
+        self.records: list[Record] = []
+
+    def all_stages(self) -> dict[str, Any]:
+        log.info("run of %s begins: %s", self.config.name, json.dumps(self.versions))
+        started = time.monotonic()
+        source = open_source(self.config.source.kind, self.config.source.path)
+        wanted = self.config.select.ids
+        self.progress.begin("select", len(source.ids() if wanted is None else wanted), 0)
+        selection = select(source, self.config.select, self._record)
+        self.progress.end()
+        self._took("select", started)
+        self._need(selection.kept, "selected")
+
+        started = time.monotonic()
+        clusters = self._cluster(selection)
+        selection = select_within_clusters(selection, clusters.clusters, self.config.select, self._record)
+        splits = self._split(clusters, selection)
+        selection = selection.keep(set(splits))
+        self._took("cluster, split", started)
+        write_json(self.folder / "selection.json", selection.as_json())
+
+        prepared = self._prepare(selection)
+        frames = self._sample(prepared)
+        labelled = self._label(prepared, frames)
+        self._need(labelled, "labelled")
+        started = time.monotonic()
+        self._pack(labelled, selection, clusters, splits)
+        sheet = datasheet(self.folder / DATASET)
+        self._took("pack", started)
+        return self._summary(selection, clusters, sheet)
+
+    def _cluster(self, selection: Selection) -> Clusters:
+        settings = self.config.split
+        sequences = {name: facts.sequence for name, facts in selection.kept.items()}
+        clusters = cluster(sequences, settings.identity, settings.method)
+        members = {name: list(ids) for name, ids in clusters.clusters.items()}
+        write_json(
+            self.folder / "clusters.json",
+            {
+                "method": clusters.method,
+                "version": clusters.version,
+                "identity": settings.identity,
+                "clusters": members,
+            },
+        )
+        self.versions[clusters.method] = clusters.version
+        return clusters
+
+    def _split(self, clusters: Clusters, selection: Selection) -> dict[str, str]:
+        kept = {
+            name: [entry for entry in entries if entry in selection.kept]
+            for name, entries in clusters.clusters.items()
+            if any(entry in selection.kept for entry in entries)
+        }
+        settings = self.config.split
+        fractions = {"train": settings.train, "validation": settings.validation, "test": settings.test}
+        asked: dict[str, Any] = {"counts": settings.counts} if settings.counts else {"fractions": fractions}
+        splits = split_clusters(kept, **asked, seed=self.config.seed)
+        alike = {name: facts.sequence for name, facts in selection.kept.items() if name in splits}
+        leaks = check_leakage(alike, splits, settings.identity, settings.method)
+        if leaks:
+            pairs = ", ".join(f"{leak.first} ({leak.first_split}) and {leak.second}" for leak in leaks[:5])
+            raise PipelineError(f"{len(leaks)} pairs of alike sequences lie in different splits: {pairs}")
+        write_json(self.folder / "split.json", splits)
+        return splits
+
+    def _prepare(self, selection: Selection) -> dict[str, Record]:
+        settings = {**self.config.prepare.values(), "force_field_files": self.config.label.force_field}
+        tasks = []
+        for entry in selection.kept:
+            seed = entry_seed(self.config.seed, entry)
+            key = self._key("prepare", {**settings, "seed": seed}, selection.sha256[entry])
+            arguments = {"path": str(selection.paths[entry]), "settings": settings, "seed": seed}
+            tasks.append(Task(entry, "prepare", key, f"prepared/{entry}.cif", str(self.folder), arguments))
+        return self._stage("prepare", prepare_entry, tasks)
+
+    def _sample(self, prepared: dict[str, Record]) -> dict[str, Record]:
+        settings = {
+            **self.config.sample.values(),
+            "cutoff": self.config.label.cutoff,
+            "force_field_files": self.config.label.force_field,
+            "platform": self.config.platform,
+        }
+        tasks = []
+        for entry, record in prepared.items():
+            seed = entry_seed(self.config.seed, entry)
+            key = self._key("sample", {**settings, "seed": seed}, record.output_sha256)
+            arguments = {"prepared": str(self.folder / record.output), "settings": settings, "seed": seed}
+            tasks.append(Task(entry, "sample", key, f"frames/{entry}.npz", str(self.folder), arguments))
+        return self._stage("sample", sample_entry, tasks)
+
+    def _label(self, prepared: dict[str, Record], frames: dict[str, Record]) -> dict[str, Record]:
+        values = self.config.label.values()
+        settings = {"force_field_files": values.pop("force_field"), **values, "platform": self.config.platform}
+        tasks = []
+        for entry, record in frames.items():
+            key = self._key("label", settings, prepared[entry].output_sha256, record.output_sha256)
+            arguments = {
+                "prepared": str(self.folder / prepared[entry].output),
+                "frames": str(self.folder / record.output),
+                "settings": settings,
+            }
+            tasks.append(Task(entry, "label", key, f"labelled/{entry}.npz", str(self.folder), arguments))
+        return self._stage("label", label_entry, tasks)
+
+    def _stage(self, name: str, function: Any, tasks: list[Task]) -> dict[str, Record]:
+        started = time.monotonic()
+        finished = {
+            task.entry: record
+            for task in tasks
+            if (record := self.ledger.finished(task.entry, name, task.key, retry_failed=self.retry_failed))
+        }
+        todo = [task for task in tasks if task.entry not in finished]
+        self.progress.begin(name, len(tasks), len(finished))
+        results = dict(finished)
+        self.records += finished.values()
+        for record in map_stage(function, todo, self.config.workers):
+            self._record(record)
+            results[record.entry] = record
+        self.progress.end()
+        self._took(name, started)
+        return {entry: record for entry, record in sorted(results.items()) if record.status == OK}
+
+    def _pack(
+        self, labelled: dict[str, Record], selection: Selection, clusters: Clusters, splits: dict[str, str]
+    ) -> None:
+        cluster_of = {entry: name for name, entries in clusters.clusters.items() for entry in entries}
+        attributes = {
+            "protocol": self.config.sample.protocol,
+            "force_field": ",".join(self.config.label.force_field),
+            "config": json.dumps(self.config.values(), sort_keys=True),
+            "versions": json.dumps(self.versions, sort_keys=True),
+        }
+        assignment = {entry: [splits[entry], cluster_of[entry]] for entry in labelled}
+        inputs = [record.output_sha256 for record in labelled.values()]
+        key = stage_key("pack", {**attributes, "assignment": assignment}, *inputs)
+        self.progress.begin("pack", len(labelled), 0)
+        if self.ledger.finished("dataset", "pack", key) is None:
+            started = time.monotonic()
+            packed = self._packed(labelled, selection, cluster_of, splits)
+            pack(packed, self.folder / DATASET, attributes, compression=self.config.pack.compression)
+            seconds = round(time.monotonic() - started, 2)
+            digest = sha256(self.folder / DATASET)
+            self.ledger.add(
+                Record("dataset", "pack", OK, key=key, output=DATASET, output_sha256=digest, seconds=seconds)
+            )
+        self.progress.end()
+
+    def _packed(
+        self, labelled: dict[str, Record], selection: Selection, cluster_of: dict[str, str], splits: dict[str, str]
+    ) -> Iterator[PackedEntry]:
+        for entry, record in labelled.items():
+            with np.load(self.folder / record.output, allow_pickle=False) as arrays:
+                fields = {field.name: arrays[field.name] for field in ENTRY_FIELDS if field.name in arrays}
+                pme = {"pme_alpha": float(arrays["pme_alpha"]), "pme_grid": arrays["pme_grid"]}
+            yield PackedEntry(
+                entry,
+                fields,
+                {
+                    "split": splits[entry],
+                    "cluster": cluster_of[entry],
+                    "sequence": selection.kept[entry].sequence,
+                    "source_file": selection.paths[entry].name,
+                    "source_sha256": selection.sha256[entry],
+                    "seed": entry_seed(self.config.seed, entry),
+                    **pme,
+                },
+            )
+            self.progress.advance(Record(entry, "pack", OK))
+
+    def _summary(self, selection: Selection, clusters: Clusters, sheet: dict[str, Any]) -> dict[str, Any]:
+        lost = [record for record in self.records if record.status != OK]
+        summary = {
+            "name": self.config.name,
+            "dataset": str((self.folder / DATASET).resolve()),
+            "seen": selection.n_seen,
+            "kept": len(selection.kept),
+            "left_out": selection.n_left_out,
+            "rejected": dict(
+                Counter(f"{r.stage}: {r.error_class}" for r in lost if r.status == REJECTED).most_common()
+            ),
+            "failed": dict(Counter(f"{r.stage}: {r.error_class}" for r in lost if r.status == FAILED).most_common()),
+            "rejections": [
+                {"entry": r.entry, "stage": r.stage, "status": r.status, "class": r.error_class, "reason": r.reason}
+                for r in sorted(lost, key=lambda r: (r.stage, r.entry))
+            ],
+            "clusters": len(clusters.clusters),
+            "cluster_method": f"{clusters.method} {clusters.version}",
+            "datasheet": sheet,
+            "seconds": self.seconds,
+            "versions": self.versions,
+        }
+        write_json(self.folder / "summary.json", summary)
+        log.info("done: %d entries in %s", sheet["splits"]["all"]["entries"], self.folder / DATASET)
+        return summary
+
+    def _key(self, stage: str, settings: dict[str, Any], *inputs: str) -> str:
+        makers = {name: self.versions[name] for name in ("data-pipeline", "openmm", "pdbfixer")}
+        return stage_key(stage, {**settings, "made with": makers}, *inputs)
+
+    def _record(self, record: Record) -> None:
+        self.ledger.add(record)
+        self.records.append(record)
+        self.progress.advance(record)
+        level = logging.INFO if record.status == OK else logging.WARNING
+        log.log(level, "%s %s %s %s %s", record.stage, record.entry, record.status, record.error_class, record.reason)
+
+    def _took(self, stage: str, started: float) -> None:
+        self.seconds[stage] = round(time.monotonic() - started, 2)
+
+    def _need(self, entries: dict[str, Any], what: str) -> None:
+        if entries:
+            return
+        lost = Counter(f"{r.stage}: {r.error_class}" for r in self.records if r.status != OK)
+        reasons = "; ".join(f"{n} x {reason}" for reason, n in lost.most_common()) or "the source and ids do not meet"
+        raise PipelineError(f"no entry could be {what}: {reasons}. Details are in {self.folder / 'ledger.jsonl'}.")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what makes the data."""
+    packages = ("openmm", "pdbfixer", "numpy", "gemmi", "h5py")
+    return {
+        "data-pipeline": __version__,
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+    }
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file that appears complete or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON; see `write_text`."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+class _only_one:
+    """Holds a run folder's lock, which the operating system drops when the process ends, however it ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / ".lock"
+
+    def __enter__(self) -> None:
+        self.file = self.path.open("w")
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.file.close()
+            raise ConfigError(
+                f"another run is at work in {self.path.parent}; wait for it, or give another folder with -o"
+            ) from error
+
+    def __exit__(self, *exception: object) -> None:
+        self.file.close()

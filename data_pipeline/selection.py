@@ -1,0 +1,128 @@
+"""Which entries of a source are used: criteria first, then at most one per cluster, then the smallest so many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.config import SelectConfig
+from data_pipeline.curate import EntryFacts, inspect, judge
+from data_pipeline.errors import EntryError
+from data_pipeline.ledger import OK, REJECTED, Record
+from data_pipeline.sources import Source, normalise_id
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The entries that are used.
+
+    Parameters
+    ----------
+    kept
+        Id -> facts, in order of id.
+    paths, sha256
+        Id -> the entry's file and its hash.
+    n_seen
+        Entries that were looked at.
+    n_left_out
+        Entries that met the criteria but were not needed, by limit or cluster.
+    """
+
+    kept: dict[str, EntryFacts]
+    paths: dict[str, Path]
+    sha256: dict[str, str]
+    n_seen: int
+    n_left_out: int = 0
+
+    def keep(self, ids: set[str]) -> Selection:
+        """Return the selection with only these entries kept."""
+        kept = {name: facts for name, facts in self.kept.items() if name in ids}
+        left_out = self.n_left_out + len(self.kept) - len(kept)
+        return Selection(kept, self.paths, self.sha256, self.n_seen, left_out)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what selection.json holds."""
+        return {
+            "seen": self.n_seen,
+            "left_out": self.n_left_out,
+            "kept": {
+                name: {**asdict(facts), "file": self.paths[name].name, "sha256": self.sha256[name]}
+                for name, facts in self.kept.items()
+            },
+        }
+
+
+def select(source: Source, settings: SelectConfig, record: Callable[[Record], None]) -> Selection:
+    """Judge every entry of a source by the criteria.
+
+    Without clusters to come (`SelectConfig.one_per_cluster`), the limit is applied here.
+
+    Parameters
+    ----------
+    source
+        Where entries come from.
+    settings
+        Criteria, ids and limit.
+    record
+        Told what became of each entry.
+
+    Raises
+    ------
+    ConfigError
+        If an id that was asked for is not in the source.
+    """
+    ids = source.ids() if settings.ids is None else sorted({normalise_id(entry) for entry in settings.ids})
+    kept: dict[str, EntryFacts] = {}
+    paths: dict[str, Path] = {}
+    hashes: dict[str, str] = {}
+    for entry in ids:
+        try:
+            path = source.path(entry)
+            facts = inspect(path)
+        except EntryError as error:
+            record(Record(entry, "select", REJECTED, str(error), error.kind))
+            continue
+        verdict = judge(facts, settings.criteria())
+        if not verdict.keep:
+            record(Record(entry, "select", REJECTED, verdict.reason, verdict.criterion))
+            continue
+        kept[entry], paths[entry], hashes[entry] = facts, path, source.sha256(entry)
+        record(Record(entry, "select", OK))
+    selection = Selection(kept, paths, hashes, len(ids))
+    return selection if settings.one_per_cluster else _limited(selection, settings.limit)
+
+
+def select_within_clusters(
+    selection: Selection, clusters: dict[str, list[str]], settings: SelectConfig, record: Callable[[Record], None]
+) -> Selection:
+    """Keep the best resolved entry of each cluster, then the smallest so many, if the settings ask for it.
+
+    Parameters
+    ----------
+    selection
+        From `select`.
+    clusters
+        Name -> ids.
+    settings
+        Criteria, ids and limit.
+    record
+        Told nothing now; an entry that is not needed is not a rejection.
+    """
+    if not settings.one_per_cluster:
+        return selection
+
+    def rank(entry: str) -> tuple[bool, float, str]:
+        facts = selection.kept[entry]
+        whole = facts.n_internal_missing == 0 and not facts.modified
+        return not whole, facts.resolution or 99.0, entry
+
+    return _limited(selection.keep({min(members, key=rank) for members in clusters.values()}), settings.limit)
+
+
+def _limited(selection: Selection, limit: int | None) -> Selection:
+    if limit is None:
+        return selection
+    by_size = sorted(selection.kept, key=lambda entry: (selection.kept[entry].n_residues, entry))
+    return selection.keep(set(by_size[:limit]))

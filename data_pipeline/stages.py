@@ -1,0 +1,82 @@
+"""What a worker does with one entry at one stage: read files, call the stage, write one file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.errors import EntryError
+from data_pipeline.label import describe, label
+from data_pipeline.prepare import prepare, read_prepared
+from data_pipeline.sample import Frames, sample_minimized, sample_thermal
+
+THERMAL_KEYS = (
+    "temperature n_frames equilibration interval timestep friction equilibration_friction minimise_iterations"
+).split()
+MINIMIZED_KEYS = "flexible_tolerance constrained_tolerance max_iterations".split()
+
+
+def prepare_entry(out: Path, path: str, settings: dict[str, Any], seed: int) -> None:
+    """Write prepared/ID.cif; see `prepare.prepare`."""
+    prepare(path, out, **settings, seed=seed)
+
+
+def sample_entry(out: Path, prepared: str, settings: dict[str, Any], seed: int) -> None:
+    """Write frames/ID.npz by the protocol that the settings name; see `sample`."""
+    system = read_prepared(prepared)
+    common = {key: settings[key] for key in ("cutoff", "force_field_files", "platform")}
+    if settings["protocol"] == "thermal":
+        frames = sample_thermal(system, **{key: settings[key] for key in THERMAL_KEYS}, **common, seed=seed)
+    else:
+        frames = sample_minimized(system, **{key: settings[key] for key in MINIMIZED_KEYS}, **common)
+    save_arrays(out, {"positions": frames.positions, "box": frames.box, "temperature": frames.temperature})
+
+
+def label_entry(out: Path, prepared: str, frames: str, settings: dict[str, Any]) -> None:
+    """Write labelled/ID.npz: every field of the dataset and the PME parameters; see `label.label`."""
+    topology = read_prepared(prepared).topology
+    read = read_frames(frames)
+    labels = label(topology, read.positions, read.box, **settings)
+    save_arrays(
+        out,
+        {
+            **describe(topology),
+            "charges": labels.charges,
+            "positions": read.positions,
+            "box": read.box,
+            "forces": labels.forces,
+            "energy": labels.energy,
+            "pme_alpha": np.float64(labels.pme_alpha),
+            "pme_grid": labels.pme_grid,
+            "temperature": read.temperature,
+        },
+    )
+
+
+def read_frames(path: str | Path) -> Frames:
+    """Read frames/ID.npz.
+
+    Raises
+    ------
+    EntryError
+        Of kind unreadable.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return Frames(arrays["positions"], arrays["box"], arrays["temperature"])
+    except (OSError, ValueError, KeyError) as error:
+        raise EntryError("unreadable", f"{path} holds no frames: {error}. Run sample again.") from error
+
+
+def save_arrays(path: Path, arrays: dict[str, Any]) -> None:
+    """Write an .npz file that appears complete or not at all; the same arrays give the same bytes."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
