@@ -10,6 +10,7 @@ import io
 import os
 import pickle
 import platform
+import zipfile
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -114,16 +115,19 @@ def load(path: Path | str) -> Checkpoint:
     """
     if not Path(path).is_file():
         raise ModelFileError(f"there is no checkpoint {path}. Train one with: forcefield-ml train CONFIG")
+    if is_torchscript(path):
+        raise ModelFileError(
+            f"{path} is a TorchScript file (an exported model.pt?) and no checkpoint; forcefield_ml.load reads it."
+        )
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ModelFileError(f"cannot read {path}: {error.strerror or error}.") from None
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, TypeError, IndexError) as error:
-        if "TorchScript" in str(error):
-            hint = "It is a TorchScript file (an exported model.pt?), which forcefield_ml.load reads."
-        else:
-            hint = "It is damaged or no checkpoint; take another, or train again with: forcefield-ml train CONFIG"
-        raise ModelFileError(f"{path} is not a checkpoint of this program. {hint}") from None
+        raise ModelFileError(
+            f"{path} is damaged or no checkpoint of this program ({str(error)[:80]!r}). Take another, or "
+            "train again with: forcefield-ml train CONFIG"
+        ) from None
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         found = values.get("format") if isinstance(values, dict) else type(values).__name__
         raise ModelFileError(f"{path} is not a checkpoint of this program: format {found!r}, expected {FORMAT!r}.")
@@ -137,6 +141,15 @@ def load(path: Path | str) -> Checkpoint:
     if missing or not isinstance(values["state_dict"], dict) or not isinstance(values["model_config"], dict):
         raise ModelFileError(f"{path} is damaged: it lacks {', '.join(missing) or 'weights'}. Train again.")
     return Checkpoint(**{name: values[name] for name in expected})
+
+
+def is_torchscript(path: Path | str) -> bool:
+    """Tell a TorchScript file from a checkpoint: both are zip files, but only the former holds code."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any("/code/" in name for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def load_model(path: Path | str) -> tuple[torch.nn.Module, Checkpoint]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +65,7 @@ def evaluate(
         predictor = _eager(model, frames)
     else:
         about["model"] = Path(model).name
-        if _is_torchscript(Path(model)):
+        if files.is_torchscript(Path(model)):
             predictor, training = _exported(Path(model), frames)
         else:
             loaded, checkpoint = files.load_model(model)
@@ -125,15 +124,6 @@ def table(result: dict[str, Any]) -> str:
     lines = [f"{name:20}{model:>10}{naive:>10}" for name, model, naive in rows]
     about = f"{result['n_atoms']} target atoms, {result['n_frames']} frames, {result['n_proteins']} proteins"
     return "\n".join([*lines, f"{about}; split {result['split']}, {result['dataset']['protocol']}"])
-
-
-def _is_torchscript(path: Path) -> bool:
-    """Tell model.pt from a checkpoint: both are zip files, but only TorchScript's holds code."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any("/code/" in name for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile):
-        return False
 
 
 def _about_training(training: dict[str, Any], frames: ForceDataset) -> dict[str, Any]:

@@ -35,6 +35,9 @@ from forcefield_ml.training.progress import ProgressLine, duration
 LAST, BEST, LOG, CONFIG = "last.pt", "best.pt", "log.csv", "config.yaml"
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
 @dataclass
 class TrainingResult:
     """What `train` did.
@@ -154,7 +157,7 @@ def train(config: TrainingConfig, quiet: bool = False) -> TrainingResult:
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
-        with supervisor.signals():
+        with _former_signal_handlers():
             trainer.fit(module, train_dataloaders=BatchStream(sources[0], supervisor.n_batches, config.ahead))
     return _result(config, files.load(config.output / LAST), supervisor.finished)
 
@@ -220,13 +223,17 @@ class Supervisor(lightning.Callback):
         return max(parts)
 
     def on_train_start(self, trainer: lightning.Trainer, _: lightning.LightningModule) -> None:
-        """Start the clock; put the optimiser where it was."""
+        """Start the clock; put the optimiser where it was; let Ctrl-C and SIGTERM end the run in good order."""
         self.started = self.saved = self.logged = time.monotonic()
         self.logged_batches = self.n_batches
         if self.optimiser_state is not None:
             trainer.optimizers[0].load_state_dict(self.optimiser_state)
         device = next(self.module.model.parameters()).device
         self.average.values = {name: value.to(device) for name, value in self.average.values.items()}
+        if threading.current_thread() is threading.main_thread():
+            # only now: Lightning's own handler for SIGTERM, set just before, would end the run without a checkpoint
+            for number in SIGNALS:
+                signal.signal(number, self._stop)
 
     def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
         """Set the learning rate."""
@@ -263,24 +270,11 @@ class Supervisor(lightning.Callback):
         """Close the log."""
         self.csv.close()
 
-    @contextmanager
-    def signals(self) -> Iterator[None]:
-        """Let Ctrl-C and SIGTERM end the run after the batch in hand; a second one ends it at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def stop(*_: Any) -> None:
-            if self.interrupted:
-                raise KeyboardInterrupt
-            self.interrupted = True
-
-        former = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in former.items():
-                signal.signal(number, handler)
+    def _stop(self, *_: Any) -> None:
+        """Ask for an end after the batch in hand; a second signal ends the run at once."""
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
 
     def _validate(self) -> dict[str, float | None]:
         dataset = self.validation.dataset
@@ -446,6 +440,19 @@ def _has_cuda(config: TrainingConfig) -> bool:
     if config.device == "cuda":
         raise ConfigError("device is 'cuda', but torch finds no CUDA device here. Set device to 'auto' or 'cpu'")
     return False
+
+
+@contextmanager
+def _former_signal_handlers() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

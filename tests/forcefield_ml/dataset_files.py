@@ -1,0 +1,96 @@
+"""Small models, and a small dataset.h5 written from the schema's tables: random atoms with analytic forces."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from data_pipeline import schema
+
+TINY_MODELS: dict[str, dict[str, Any]] = {
+    "fast": {"architecture": "fast", "n_channels": 6, "n_layers": 2, "n_basis": 8, "n_units": 4, "n_first_units": 6},
+    "tfn0": {"architecture": "tfn", "order": 0, "channels": (6, 4, 1), "n_neighbours": 12, "n_basis": 8, "n_units": 4},
+    "tfn1": {"architecture": "tfn", "order": 1, "channels": (6, 4, 1), "n_neighbours": 12, "n_basis": 8, "n_units": 4},
+    "tfn2": {"architecture": "tfn", "order": 2, "channels": (6, 4, 1), "n_neighbours": 12, "n_basis": 8, "n_units": 4},
+}
+"""The real architectures, small."""
+
+SIDE = 1.0
+"""nm; the box is SIDE high at its lowest and so admits cutoffs to half of it."""
+
+
+def pair_forces(positions: np.ndarray, species: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """Return F_i = sum_j (z_i + z_j) w(r_ij) r_ij over r_ij < 0.3 nm and all images, w = -1000 (1 - r / 0.3)^2."""
+    forces = np.zeros((len(positions), 3))
+    for shift in np.stack(np.meshgrid(*[(-1, 0, 1)] * 3), axis=-1).reshape(-1, 3):
+        vectors = positions[None] + shift @ box - positions[:, None]
+        distances = np.linalg.norm(vectors, axis=-1)
+        near = (distances < 0.3) & (distances > 1e-9)
+        weights = np.where(near, -1000 * (1 - distances / 0.3) ** 2, 0) * (species[:, None] + species[None])
+        forces += (weights[:, :, None] * vectors).sum(axis=1)
+    return forces
+
+
+def write_dataset(path: Path, splits: dict[str, str], n_frames: int = 2, seed: int = 0, n_atoms: int = 100) -> Path:
+    """Write a dataset with one entry per item of `splits` (entry to split), every field of the schema filled."""
+    random = np.random.default_rng(seed)
+    with h5py.File(path, "w") as file:
+        values: dict[str, Any] = {
+            "format": schema.FORMAT,
+            "schema_version": schema.SCHEMA_VERSION,
+            "protocol": "thermal",
+            "force_field": "analytic",
+            "config": "{}",
+            "versions": "{}",
+            "content_sha256": f"{seed:064d}",
+        }
+        for attribute in schema.FILE_ATTRIBUTES:
+            file.attrs[attribute.name] = values[attribute.name]
+        for number, (name, split) in enumerate(splits.items()):
+            entry = _entry(random, n_frames, n_atoms + 7 * number)
+            group = file.create_group(f"{schema.ENTRIES_GROUP}/{name}")
+            for field in schema.ENTRY_FIELDS:
+                group.create_dataset(field.name, data=np.asarray(entry[field.name]).astype(field.dtype))
+            attributes = {
+                "split": split,
+                "cluster": f"c{number}",
+                "sequence": "ACDEFGH"[: 3 + number % 4],
+                "source_file": f"{name}.cif",
+                "source_sha256": "0" * 64,
+                "seed": number,
+                "pme_alpha": 3.0,
+                "pme_grid": np.array([20, 20, 20], dtype=np.int32),
+            }
+            for attribute in schema.ENTRY_ATTRIBUTES:
+                group.attrs[attribute.name] = attributes[attribute.name]
+    return path
+
+
+def _entry(random: np.random.Generator, n_frames: int, n_atoms: int) -> dict[str, Any]:
+    n_targets = n_atoms // 3
+    species = np.where(
+        np.arange(n_atoms) < n_targets, random.choice([1, 6, 7, 8], n_atoms), random.choice([1, 8], n_atoms)
+    )
+    species[-2:] = 11, 17
+    target_mask = np.zeros(n_atoms, dtype=bool)
+    target_mask[random.permutation(n_atoms - 2)[:n_targets]] = True  # not the leading atoms: order matters
+    box = np.array([[SIDE, 0, 0], [0.2, SIDE * 1.05, 0], [-0.1, 0.15, SIDE * 1.1]])
+    positions = (random.random((n_frames, n_atoms, 3)) * 1.6 - 0.3) @ box  # some lie outside the box
+    positions = positions.astype(np.float32)
+    forces = np.stack([pair_forces(frame.astype(float), species.astype(float), box) for frame in positions])
+    return {
+        "species": species,
+        "atom_names": np.full(n_atoms, b"X"),
+        "residue_names": np.full(n_atoms, b"ALA"),
+        "residue_index": np.arange(n_atoms),
+        "charges": np.zeros(n_atoms),
+        "bonds": np.zeros((0, 2)),
+        "target_mask": target_mask,
+        "positions": positions,
+        "box": np.broadcast_to(box, (n_frames, 3, 3)),
+        "forces": forces,
+        "energy": np.zeros(n_frames),
+    }

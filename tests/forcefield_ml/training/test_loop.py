@@ -1,0 +1,221 @@
+"""The training loop: it learns, keeps to its budget, and goes on where it stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from dataset_files import TINY_MODELS, write_dataset
+
+from forcefield_ml import models
+from forcefield_ml.config import parse_config
+from forcefield_ml.errors import ConfigError, DatasetError, UnstableError
+from forcefield_ml.training import checkpoint as files
+from forcefield_ml.training.average import WeightAverage
+from forcefield_ml.training.config import TrainingConfig
+from forcefield_ml.training.log import read_log
+from forcefield_ml.training.loop import train
+
+
+@pytest.fixture
+def settings(dataset_path, tmp_path) -> dict[str, Any]:
+    return {
+        "dataset": dataset_path,
+        "output": tmp_path / "run",
+        "model": TINY_MODELS["tfn1"],
+        "learning_rate": 0.02,
+        "max_batches": 12,
+        "validate_every": 4,
+        "targets_per_batch": 20,
+        "log_every": 2,
+    }
+
+
+def run(settings: dict[str, Any], **changes: Any):
+    return train(parse_config(TrainingConfig, settings | changes), quiet=True)
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return files.load(path).state_dict
+
+
+@pytest.mark.parametrize("name", ["fast", "tfn1"])
+def test_training_learns_analytic_forces(settings, name):
+    """On forces that follow from the neighbourhood a few batches beat the naive predictor by far on unseen frames."""
+    result = run(settings, model=TINY_MODELS[name], max_batches=60, validate_every=30, targets_per_batch=None)
+    assert result.finished and result.n_batches == 60
+    assert result.metrics["tensor"] < 0.5 * result.metrics["naive"]["tensor"]
+    assert result.metrics["angle"] < 30
+
+
+def test_order_0_trains_on_magnitudes(settings):
+    """Order 0 learns the norm with the scalar loss, and reports nothing else."""
+    result = run(settings, model=TINY_MODELS["tfn0"])
+    assert result.metrics["tensor"] is None and result.metrics["magnitude"] > 0
+    row = read_log(settings["output"] / "log.csv")[-1]
+    assert "validation_tensor" not in row and row["validation_magnitude"] == pytest.approx(result.metrics["magnitude"])
+
+
+def test_resumed_run_is_the_run_that_never_stopped(settings, tmp_path):
+    """Stopping after 5 of 12 batches and going on gives the same weights, averages and log, bit for bit."""
+    torch.set_num_threads(1)
+    settings |= {"schedule": "constant", "ema": 0.9}
+    whole = run(settings, output=tmp_path / "whole")
+    assert run(settings, max_batches=5).n_batches == 5
+    assert run(settings).n_batches == 12
+    for name in ("last.pt", "best.pt"):
+        expected, found = weights(tmp_path / "whole" / name), weights(settings["output"] / name)
+        assert all(torch.equal(expected[key], found[key]) for key in expected)
+    first, second = (files.load(folder / "last.pt").resume for folder in (tmp_path / "whole", settings["output"]))
+    assert all(torch.equal(first["state_dict"][key], second["state_dict"][key]) for key in first["state_dict"])
+    losses = [
+        {row["batch"]: row["validation_loss"] for row in read_log(folder / "log.csv") if row["batch"] in (4, 8, 12)}
+        for folder in (tmp_path / "whole", settings["output"])
+    ]
+    assert losses[0] == losses[1] and len(losses[0]) == 3
+    assert whole.metrics["loss"] == pytest.approx(min(losses[0].values()), rel=1e-6)
+
+
+def test_finished_run_is_not_repeated(settings):
+    """The same command again returns at once and touches nothing; a larger budget goes on."""
+    run(settings)
+    before = (settings["output"] / "last.pt").stat().st_mtime_ns
+    assert run(settings).finished and (settings["output"] / "last.pt").stat().st_mtime_ns == before
+    assert run(settings, max_batches=14).n_batches == 14
+
+
+def test_other_settings_or_data_do_not_mix_with_a_run(settings, tmp_path):
+    """A folder with a run of another recipe or dataset is refused, and what differs is named."""
+    run(settings, max_batches=2)
+    with pytest.raises(ConfigError, match="learning_rate, targets_per_batch"):
+        run(settings, learning_rate=0.5, targets_per_batch=10)
+    other = write_dataset(tmp_path / "other.h5", {"1aaa": "train"}, seed=9)
+    with pytest.raises(ConfigError, match="dataset"):
+        run(settings, dataset=other)
+
+
+def test_time_budget(settings):
+    """A run of a tenth of a minute ends about then, last validation included, and its learning rate has decayed."""
+    result = run(settings, max_batches=None, max_minutes=0.05, validate_every=1000, schedule="linear")
+    assert result.finished and 1.5 < result.seconds < 6
+    rows = read_log(settings["output"] / "log.csv")
+    assert rows[-1]["learning_rate"] < 0.15 * 0.02 and "validation_loss" in rows[-1]
+
+
+def test_without_validation_split_the_last_weights_are_the_best(settings, tmp_path):
+    """A dataset of training entries alone still gives a checkpoint."""
+    path = write_dataset(tmp_path / "train.h5", {"1aaa": "train"})
+    result = run(settings, dataset=path)
+    assert result.metrics == {} and result.checkpoint.name == "best.pt"
+    assert files.load(result.checkpoint).training["n_batches"] == 12
+
+
+def test_checkpoint_tells_what_it_was_trained_on(settings, dataset_path):
+    """The card names entries, sequences, data hash, batches and recipe; no path of this machine is in it."""
+    training = files.load(run(settings).checkpoint).training
+    assert training["entries"] == ["1aaa", "2bbb", "3ccc"] and set(training["sequences"]) == set(training["entries"])
+    assert training["dataset_sha256"] == f"{0:064d}" and training["protocol"] == "thermal"
+    assert training["recipe"]["learning_rate"] == 0.02 and training["recipe"]["dataset"] == "dataset.h5"
+    assert str(dataset_path.parent) not in str(training)
+
+
+def test_diverging_run_stops_with_advice(settings):
+    """An absurd learning rate ends with an error that says what to change, and leaves the last good weights."""
+    with pytest.raises(UnstableError, match="Lower learning_rate"):
+        run(settings, learning_rate=1e30, clip=None, warmup_batches=0, max_batches=50)
+
+
+def test_empty_training_split_is_refused(settings, tmp_path):
+    """There is nothing to train on: said before anything is made."""
+    path = write_dataset(tmp_path / "test.h5", {"1aaa": "test"})
+    with pytest.raises(DatasetError, match="'train'; it has some in test"):
+        run(settings, dataset=path)
+    assert not settings["output"].exists()
+
+
+def test_weight_average_by_hand():
+    """Decay 0.5 halves the way to each new weight; in a with block the model has the average, then its own again."""
+    model = models.build(TINY_MODELS["tfn1"])
+    average = WeightAverage(model, 0.5)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    average.update(model, 1000)
+    name, parameter = next(iter(model.named_parameters()))
+    with average.applied(model):
+        assert not model.training
+        torch.testing.assert_close(model.state_dict()[name], before[name] + 0.5)
+    assert model.training
+    torch.testing.assert_close(parameter.data, before[name] + 1.0)
+
+
+def start(settings: dict[str, Any], folder: Path, **changes: Any) -> subprocess.Popen[str]:
+    config = {
+        **settings,
+        **changes,
+        "model": {k: list(v) if isinstance(v, tuple) else v for k, v in settings["model"].items()},
+    }
+    path = folder / "train.yaml"
+    path.write_text(yaml.safe_dump({k: str(v) if isinstance(v, Path) else v for k, v in config.items()}))
+    command = [sys.executable, "-c", "from forcefield_ml.cli import main; main()", "train", str(path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def wait_for_batch(process: subprocess.Popen[str], log: Path, batch: int) -> None:
+    """Wait until the log of a running command has come to a batch."""
+    ends = time.monotonic() + 60
+    while time.monotonic() < ends and process.poll() is None:
+        if log.exists() and any(row["batch"] >= batch for row in read_log(log)):
+            return
+        time.sleep(0.02)
+    process.kill()
+    raise AssertionError(f"the command never came to batch {batch}: {process.communicate()[0]}")
+
+
+def test_killed_run_goes_on(settings, tmp_path):
+    """Kill -9 in the middle, then the same command: it ends at its budget, with every batch in the log once."""
+    log = settings["output"] / "log.csv"
+    budget = {"max_batches": 150, "save_every_seconds": 0.3, "validate_every": 60}
+    process = start(settings, tmp_path, **budget)
+    wait_for_batch(process, log, 70)
+    process.kill()
+    process.communicate()
+    reached = files.load(settings["output"] / "last.pt").training["n_batches"]
+    assert 0 < reached < 150
+    process = start(settings, tmp_path, **budget)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "finished after 150 batches" in output
+    batches = [row["batch"] for row in read_log(log)]
+    assert batches == sorted(set(batches)) and batches[-1] == 150 and set(range(2, 151, 2)) <= set(batches)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_saves_the_batch_in_hand(settings, tmp_path, number):
+    """Ctrl-C and SIGTERM end after the batch in hand with code 130; all that was done is in the checkpoint."""
+    process = start(settings, tmp_path, max_batches=100_000, save_every_seconds=1000, validate_every=90_000)
+    wait_for_batch(process, settings["output"] / "log.csv", 10)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "the same command goes on" in output
+    rows = read_log(settings["output"] / "log.csv")
+    assert files.load(settings["output"] / "last.pt").training["n_batches"] == rows[-1]["batch"] >= 10
+
+
+def test_no_thread_is_left_behind(settings):
+    """The background thread ends with the run."""
+    run(settings)
+    ends = time.monotonic() + 5
+    while any(thread.name == "batches" for thread in threading.enumerate()) and time.monotonic() < ends:
+        time.sleep(0.05)
+    assert not any(thread.name == "batches" for thread in threading.enumerate())
