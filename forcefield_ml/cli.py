@@ -82,6 +82,74 @@ def evaluate(
     typer.echo(text if str(json_file) == "-" else table(result))
 
 
+@app.command()
+def simulate(
+    structure: Annotated[Path, typer.Argument(help="PDB or mmCIF file, as deposited or already in water")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="folder of the run; an unfinished one is continued")],
+    model: Annotated[Path | None, typer.Option(help="model.pt; without one the MM force field runs alone")] = None,
+    steps: Annotated[int, typer.Option(help="steps of dynamics in all")] = 2000,
+    timestep: Annotated[float, typer.Option(help="fs; without constraints 0.5 is safe, above 2 is refused")] = 0.5,
+    temperature: Annotated[float, typer.Option(help="K")] = 300.0,
+    friction: Annotated[float, typer.Option(help="of the Langevin thermostat, 1/ps")] = 1.0,
+    mode: Annotated[
+        str | None, typer.Option(help="solute, embedded, correction or system; the card's if left out")
+    ] = None,
+    backend: Annotated[str, typer.Option(help="auto, pythonforce or torchforce")] = "auto",
+    start: Annotated[
+        str, typer.Option(help="thermal (MM warm-up) or minimised (FIRE with the model's force)")
+    ] = "thermal",
+    equilibration: Annotated[float, typer.Option(help="ps of MM warm-up")] = 1.0,
+    log_every: Annotated[int, typer.Option(help="steps between lines of log.csv and looks of the guards")] = 10,
+    frame_every: Annotated[int, typer.Option(help="steps between frames")] = 20,
+    checkpoint_every: Annotated[int, typer.Option(help="steps between checkpoints: the most a kill can cost")] = 100,
+    max_minutes: Annotated[
+        float | None, typer.Option(help="stop cleanly after this time, all sessions together")
+    ] = None,
+    padding: Annotated[float, typer.Option(help="nm of water around the protein")] = 0.8,
+    platform: Annotated[str, typer.Option(help="OpenMM platform")] = "CPU",
+    threads: Annotated[int | None, typer.Option(help="of the CPU platform; all if left out")] = None,
+    seed: Annotated[int, typer.Option(help="of repair, solvation, velocities and random forces")] = 0,
+    restart: Annotated[bool, typer.Option(help="throw away what the folder holds and start anew")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
+) -> None:
+    """Simulate a protein in water at constant temperature with a model's force.
+
+    Writes topology.cif, trajectory.dcd, log.csv, checkpoint.npz and result.json to the output folder. The same
+    command goes on with a run that was killed. Guards stop a run whose forces or temperatures are absurd.
+    """
+    from forcefield_ml.config import parse_config
+    from forcefield_ml.simulation.run import SimulationConfig, summary
+    from forcefield_ml.simulation.run import simulate as run
+
+    settings = {
+        "structure": structure,
+        "model": model,
+        "output": output,
+        "steps": steps,
+        "timestep_fs": timestep,
+        "temperature": temperature,
+        "friction_per_ps": friction,
+        "mode": mode,
+        "backend": backend,
+        "start": start,
+        "equilibration_ps": equilibration,
+        "log_every": log_every,
+        "frame_every": frame_every,
+        "checkpoint_every": checkpoint_every,
+        "max_minutes": max_minutes,
+        "padding": padding,
+        "platform": platform,
+        "threads": threads,
+        "seed": seed,
+    }
+    result = run(
+        parse_config(SimulationConfig, settings, source="simulate"),
+        restart=restart,
+        message=lambda line: typer.echo(line, err=True),
+    )
+    typer.echo(json.dumps(result, indent=1) if as_json else summary(result, output))
+
+
 def main() -> None:
     """Run the command line; errors this package raises on purpose end as one message and exit code 1."""
     try:

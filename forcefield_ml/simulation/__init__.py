@@ -1,0 +1,18 @@
+"""From a structure and a model to a trajectory.
+
+| module       | does                                                                          |
+|--------------|-------------------------------------------------------------------------------|
+| build.py     | structure file -> repaired, solvated, relaxed system with the model's force   |
+| fire.py      | minimises with forces alone                                                   |
+| guards.py    | says when a state is no longer physics                                        |
+| record.py    | trajectory, log and checkpoint that agree with each other after a kill        |
+| progress.py  | shows steps, ns/day and time left                                             |
+| run.py       | `simulate`: settings and the loop                                             |
+| result.py    | what result.json says                                                         |
+| structure.py | RMSD and radius of gyration of a trajectory                                   |
+"""
+
+from forcefield_ml.simulation.fire import Minimised, minimise
+from forcefield_ml.simulation.run import SimulationConfig, simulate
+
+__all__ = ["Minimised", "SimulationConfig", "minimise", "simulate"]

@@ -1,0 +1,265 @@
+"""A system ready to run: structure file -> repaired and solvated -> MM -> relaxed -> the model's force."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openmm
+from numpy.typing import NDArray
+from openmm import app, unit
+
+from data_pipeline.errors import EntryError, PipelineError
+from data_pipeline.prepare import Prepared, prepare, read_prepared, write_prepared
+from data_pipeline.systems import build_system, protein_mask
+from forcefield_ml.errors import ConfigError, TopologyError
+
+MODE_OF = {"total": "solute", "solute_alone": "embedded", "reference_minus_mm": "correction"}
+"""What a model predicts, to the mode in which its force means that."""
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """A system with its force, and what it is.
+
+    Parameters
+    ----------
+    system
+        With every force that acts, and a remover of centre-of-mass motion.
+    solute
+        (N,) bool, the protein's atoms.
+    mode
+        How the model acts; "mm" without one.
+    card
+        Of the model, or an empty dict.
+    warnings
+        What a reader of the result should know.
+    """
+
+    system: openmm.System
+    solute: NDArray[np.bool_]
+    mode: str
+    card: dict[str, Any]
+    warnings: list[str]
+
+
+def solvated(path: Path, out: Path, *, ph: float, padding: float, seed: int) -> Prepared:
+    """Return the solvated system of a structure file, written to `out`.
+
+    A file that already has water, hydrogens and a box is taken as it is; anything else is repaired, protonated and
+    put into water by the pipeline.
+
+    Parameters
+    ----------
+    path
+        PDB or mmCIF, for those to be prepared gzipped or not.
+    out
+        The mmCIF file to write.
+    ph
+        For the protonation states.
+    padding
+        nm of water around the protein.
+    seed
+        Of repair and solvation.
+
+    Returns
+    -------
+    Prepared
+        Topology and positions.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such file, or it cannot be prepared.
+    TopologyError
+        If it holds no protein.
+    """
+    if not path.is_file():
+        raise ConfigError(f"there is no structure file {path}. Give a PDB or mmCIF file, such as 1crn.pdb.")
+    try:
+        ready = _as_prepared(path)
+        if ready is None:
+            ready = prepare(path, out, ph=ph, padding=padding, seed=seed)
+        else:
+            write_prepared(ready.topology, ready.positions, out)
+    except PipelineError as error:
+        raise ConfigError(f"{path.name} cannot be simulated: {error}") from error
+    if not protein_mask(ready.topology).any():
+        raise TopologyError(f"{path.name} holds no protein; the model has nothing to act on. Give a protein structure.")
+    return ready
+
+
+def is_solvated(topology: app.Topology) -> bool:
+    """Tell whether a topology has a box, water and hydrogens on its protein: nothing is left to prepare.
+
+    Parameters
+    ----------
+    topology
+        Of any structure file.
+    """
+    water = any(residue.name == "HOH" and len(list(residue.atoms())) == 3 for residue in topology.residues())
+    mask = protein_mask(topology)
+    elements = [atom.element.symbol if atom.element else "" for atom in topology.atoms()]
+    hydrogens = sum(symbol == "H" for symbol, inside in zip(elements, mask, strict=True) if inside)
+    # A protein is about half hydrogens; a crystal structure has none or a few.
+    return topology.getPeriodicBoxVectors() is not None and water and hydrogens > 0.3 * mask.sum() > 0
+
+
+def _as_prepared(path: Path) -> Prepared | None:
+    if path.suffix == ".gz":
+        return None
+    try:
+        if path.suffix.lower() in (".cif", ".mmcif"):
+            found = read_prepared(path)
+        else:
+            pdb = app.PDBFile(str(path))
+            found = Prepared(pdb.topology, np.array(pdb.getPositions(asNumpy=True).value_in_unit(unit.nanometer)))
+    except Exception:  # OpenMM's readers raise many types; `prepare` then says what is wrong with the file
+        return None
+    return found if is_solvated(found.topology) else None
+
+
+def mm_system(prepared: Prepared, force_field: tuple[str, ...], cutoff: float) -> openmm.System:
+    """Return the MM system, flexible throughout: the model was trained on forces that contain every bond.
+
+    Parameters
+    ----------
+    prepared
+        The solvated system.
+    force_field
+        Names of OpenMM force field files.
+    cutoff
+        nm, of the direct space.
+
+    Raises
+    ------
+    ConfigError
+        If the force field does not describe the system.
+    """
+    try:
+        system = build_system(prepared.topology, force_field, cutoff=cutoff)
+    except EntryError as error:
+        raise ConfigError(f"no MM system: {error}") from error
+    if not any(isinstance(force, openmm.CMMotionRemover) for force in system.getForces()):
+        system.addForce(openmm.CMMotionRemover())
+    return system
+
+
+def add_model(
+    system: openmm.System, topology: app.Topology, model: Path | None, mode: str | None, backend: str
+) -> Simulated:
+    """Add a model's force to an MM system.
+
+    Parameters
+    ----------
+    system
+        Of `mm_system`; may be changed in place, and is not used in mode `system`.
+    topology
+        Its topology.
+    model
+        A model.pt, or None for MM alone.
+    mode
+        A mode of `DeployedModel.add_to_system`; None takes the one that the card allows.
+    backend
+        "auto", "pythonforce" or "torchforce".
+
+    Raises
+    ------
+    ModelFileError, ForceModeError, TopologyError
+        As `forcefield_ml.load` and `DeployedModel.add_to_system`.
+    """
+    solute = protein_mask(topology)
+    if model is None:
+        return Simulated(system, solute, "mm", {}, [])
+    import forcefield_ml
+
+    deployed = forcefield_ml.load(model)
+    card = deployed.card
+    mode = mode or MODE_OF.get(card["predicts"], "solute")
+    if mode == "system":
+        system = deployed.create_system(topology, backend=backend)
+        system.addForce(openmm.CMMotionRemover())
+    else:
+        system = deployed.add_to_system(system, topology, mode=mode, backend=backend)
+    warnings = []
+    if mode == "solute":
+        warnings.append(
+            "mode solute: solute atoms feel the network alone, solvent atoms the MM force of everything; action and "
+            "reaction between the two differ, so centre-of-mass motion is removed and no energy is conserved."
+        )
+    if card["neighbours"]["kind"] == "nearest":
+        warnings.append(
+            "the model sees the nearest atoms by number, so its force jumps when neighbours change places: fit for "
+            "short thermostatted runs, not for energy conservation."
+        )
+    return Simulated(system, solute, mode, card, warnings)
+
+
+def relax(
+    system: openmm.System,
+    prepared: Prepared,
+    context_options: tuple[Any, ...],
+    *,
+    temperature: float,
+    timestep: float,
+    equilibration: float,
+    max_iterations: int,
+    seed: int,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Minimise with MM, then warm up with MM; the model's force must not be in the system yet.
+
+    Velocities start at twice the temperature, half of which flows into the potential; a friction of 10/ps does
+    the rest.
+
+    Parameters
+    ----------
+    system
+        Of `mm_system`.
+    prepared
+        Where the atoms start.
+    context_options
+        Platform and its properties.
+    temperature
+        K.
+    timestep
+        ps.
+    equilibration
+        ps; 0 leaves the minimised structure at rest.
+    max_iterations
+        Of OpenMM's minimiser.
+    seed
+        Of velocities and random forces.
+
+    Returns
+    -------
+    positions
+        (N, 3) nm.
+    velocities
+        (N, 3) nm/ps.
+
+    Raises
+    ------
+    ConfigError
+        If the atoms blow up already with MM.
+    """
+    integrator = openmm.LangevinMiddleIntegrator(
+        temperature * unit.kelvin, 10.0 / unit.picosecond, timestep * unit.picosecond
+    )
+    integrator.setRandomNumberSeed(seed + 1)
+    context = openmm.Context(system, integrator, *context_options)
+    context.setPositions(prepared.positions * unit.nanometer)
+    try:
+        openmm.LocalEnergyMinimizer.minimize(context, 10.0, max_iterations)
+        if equilibration > 0:
+            context.setVelocitiesToTemperature(2 * temperature * unit.kelvin, seed + 1)
+            integrator.step(max(1, round(equilibration / timestep)))
+    except openmm.OpenMMException as error:
+        raise ConfigError(
+            f"the structure blows up with the MM force field alone: {error}. Look for clashes, or minimise it longer."
+        ) from error
+    state = context.getState(positions=True, velocities=True)
+    positions = np.array(state.getPositions(asNumpy=True).value_in_unit(unit.nanometer))
+    velocities = np.array(state.getVelocities(asNumpy=True).value_in_unit(unit.nanometer / unit.picosecond))
+    return positions, velocities

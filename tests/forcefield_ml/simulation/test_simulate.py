@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openmm
+import pytest
+import torch
+from openmm import unit
+
+from data_pipeline.prepare import read_prepared
+from forcefield_ml import models
+from forcefield_ml.config import parse_config
+from forcefield_ml.deploy import bundle
+from forcefield_ml.deploy.card import make_card
+from forcefield_ml.errors import ConfigError, UnstableError
+from forcefield_ml.simulation import build, record
+from forcefield_ml.simulation.run import SimulationConfig, simulate
+from forcefield_ml.simulation.structure import structure_series
+
+SHORT = {"cutoff": 0.6, "equilibration_ps": 0.05, "steps": 40, "checkpoint_every": 20, "threads": 1}
+
+
+def settings(structure: Path, output: Path, **changes: Any) -> SimulationConfig:
+    return parse_config(SimulationConfig, {"structure": structure, "output": output, **SHORT, **changes})
+
+
+def quiet(line: str) -> None:
+    """Take a message and say nothing."""
+
+
+@pytest.fixture(scope="session")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fast network with random weights and small forces."""
+    torch.manual_seed(5)
+    config = {"architecture": "fast", "n_channels": 6, "n_layers": 2, "n_basis": 8, "n_units": 4, "n_first_units": 6}
+    model = models.build(config).eval()
+    model.set_scale(200.0)
+    return bundle.write(model, make_card(model), tmp_path_factory.mktemp("model") / "model.pt")
+
+
+@pytest.fixture(scope="session")
+def finished(peptide_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A finished MM run and its result."""
+    folder = tmp_path_factory.mktemp("finished")
+    return folder, simulate(settings(peptide_file, folder), message=quiet)
+
+
+def test_writes_what_it_did(finished: tuple[Path, dict[str, Any]]) -> None:
+    """The result is that of result.json; log, trajectory and series have the expected length and plausible values."""
+    folder, result = finished
+    assert result == json.loads((folder / "result.json").read_text())
+    assert result["status"] == "finished"
+    assert result["series"]["step"] == [0, 10, 20, 30, 40]
+    assert result["structure"]["frames"] == 3
+    assert result["structure"]["rmsd_nm"][0] == pytest.approx(0, abs=1e-4)
+    assert 0.001 < result["structure"]["rmsd_nm"][2] < 0.2
+    assert 150 < result["temperature"]["solvent"]["mean"] < 450
+    assert result["ns_per_day"] > 0
+
+
+def test_structure_series_follows_a_known_motion(peptide, tmp_path: Path) -> None:
+    """A rotated and shifted copy has RMSD 0, a swollen one RMSD and Rg by its factor; a torn frame is left out."""
+    recorder = record.Recorder(tmp_path, peptide.topology, 0.0005, 1, resume=False)
+    turn = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
+    for positions in (peptide.positions, peptide.positions @ turn.T + 0.3, peptide.positions * 1.1):
+        recorder.frame(record.Snapshot(0, positions, positions, peptide.box, 0.0))
+    recorder.close()
+    with open(tmp_path / record.TRAJECTORY, "ab") as file:
+        file.write(b"half a frame")
+    solute = build.protein_mask(peptide.topology)
+    series = structure_series(peptide.topology, tmp_path / record.TRAJECTORY, solute, 0.5)
+    assert series["frames"] == 3 and series["time_ps"] == [0.0, 0.5, 1.0]
+    assert series["rmsd_nm"][1] == pytest.approx(0, abs=2e-4)
+    backbone = [a.index for a in peptide.topology.atoms() if solute[a.index] and a.name in ("N", "CA", "C", "O")]
+    spread = peptide.positions[backbone] - peptide.positions[backbone].mean(axis=0)
+    assert series["rmsd_nm"][2] == pytest.approx(0.1 * np.sqrt((spread**2).sum(axis=1).mean()), rel=1e-3)
+    assert series["rg_nm"][2] == pytest.approx(1.1 * series["rg_nm"][0], rel=1e-4)
+
+
+def test_finished_run_is_reused_and_can_be_prolonged(finished, peptide_file: Path, tmp_path: Path) -> None:
+    """The same command does nothing again; more steps go on from the end, appending to the same files."""
+    folder, result = finished
+    assert simulate(settings(peptide_file, folder), message=quiet) == result
+    more = simulate(settings(peptide_file, folder, steps=60), message=quiet)
+    assert more["series"]["step"] == [0, 10, 20, 30, 40, 50, 60]
+    assert more["structure"]["frames"] == 4
+    assert more["series"]["solute_K"][:5] == result["series"]["solute_K"]
+
+
+def test_killed_run_loses_at_most_one_checkpoint_interval(peptide_file: Path, tmp_path: Path) -> None:
+    """After SIGKILL in mid-run the next run goes on from a checkpoint, with no step twice and none missing."""
+    code = (
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[3]);"
+        "from test_simulate import settings, quiet, simulate;"
+        "simulate(settings(Path(sys.argv[1]), Path(sys.argv[2]), steps=100000), message=quiet)"
+    )
+    arguments = [sys.executable, "-c", code, str(peptide_file), str(tmp_path), str(Path(__file__).parent)]
+    process = subprocess.Popen(arguments, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    try:
+        deadline = time.monotonic() + 60
+        while _last_step(tmp_path) < 90:
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    reached = _last_step(tmp_path)
+    snapshot = record.read_checkpoint(tmp_path)
+    assert snapshot is not None and reached - snapshot.step <= 20 + 10
+    with open(tmp_path / record.TRAJECTORY, "ab") as file:
+        file.write(b"torn")
+    target = snapshot.step + 40
+    result = simulate(settings(peptide_file, tmp_path, steps=target), message=quiet)
+    assert result["series"]["step"] == list(range(0, target + 1, 10))
+    assert result["structure"]["frames"] == target // 20 + 1
+    frames = record.read_frames(tmp_path / record.TRAJECTORY, result["atoms"], True)
+    count = np.frombuffer((tmp_path / record.TRAJECTORY).read_bytes()[8:12], "<i4")[0]
+    assert count == len(frames) == target // 20 + 1
+
+
+def _last_step(folder: Path) -> int:
+    try:
+        lines = (folder / record.LOG).read_text().split("\n")[1:-1]
+    except OSError:
+        return -1
+    return int(lines[-1].split(",")[0]) if lines else -1
+
+
+def test_restored_state_is_the_saved_one(finished) -> None:
+    """The checkpoint holds the atoms of the last step, and their MM energy is the logged one."""
+    folder, _ = finished
+    snapshot = record.read_checkpoint(folder)
+    assert snapshot is not None
+    prepared = read_prepared(folder / record.TOPOLOGY)
+    system = build.mm_system(prepared, ("amber14-all.xml", "amber14/tip3pfb.xml"), 0.6)
+    context = openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))
+    context.setPositions(snapshot.positions)
+    energy = context.getState(energy=True).getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
+    assert energy == pytest.approx(record.read_log(folder)["potential_kJ_mol"][-1], rel=1e-3)
+
+
+def test_other_settings_need_another_folder(finished, peptide_file: Path) -> None:
+    """A folder is not mixed: the message names the setting that differs."""
+    folder, _ = finished
+    with pytest.raises(ConfigError, match=r"temperature was 300\.0, is 310\.0"):
+        simulate(settings(peptide_file, folder, temperature=310.0), message=quiet)
+
+
+def test_runs_a_model_in_mode_solute(peptide_file: Path, model_file: Path, tmp_path: Path) -> None:
+    """The card's mode is taken; from a minimised start FIRE lowers the largest force of the mixed system."""
+    config = settings(peptide_file, tmp_path, model=model_file, start="minimised", fire_steps=10, steps=20)
+    result = simulate(config, message=quiet)
+    assert (result["mode"], result["model"]["architecture"]) == ("solute", "fast")
+    assert result["fire"]["max_force"] <= result["fire"]["start_max_force"]
+    assert any("action and reaction" in line for line in result["warnings"])
+    assert result["status"] == "finished"
+
+
+def test_unstable_run_stops_and_keeps_the_last_good_state(peptide_file: Path, model_file: Path, tmp_path: Path) -> None:
+    """A guard names the atoms; result.json and a finite state are written; running again tells it at once."""
+    config = settings(peptide_file, tmp_path, model=model_file, max_temperature=400.0, timestep_fs=2.0, steps=2000)
+    with pytest.raises(UnstableError, match=r"temperature of the solute|force on"):
+        simulate(config, message=quiet)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["status"] == "unstable" and result["event"]["step"] == result["steps"] + 10
+    assert all("(" in name for name in result["event"]["atoms"]) and result["event"]["atoms"]
+    snapshot = record.read_checkpoint(tmp_path)
+    assert snapshot is not None and snapshot.step == result["steps"] and np.isfinite(snapshot.positions).all()
+    begin = time.monotonic()
+    with pytest.raises(UnstableError, match="former run"):
+        simulate(config, message=quiet)
+    assert time.monotonic() - begin < 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"timestep_fs": 3.0}, "at most 2 fs"),
+        ({"frame_every": 15}, "multiple of log_every"),
+        ({"tempature": 300}, "Did you mean 'temperature'"),
+    ],
+)
+def test_refuses_bad_settings(changes: dict[str, Any], told: str, tmp_path: Path) -> None:
+    """Steps without constraints above 2 fs, intervals that do not fit and unknown keys are refused, with advice."""
+    with pytest.raises(ConfigError, match=told):
+        settings(tmp_path / "x.pdb", tmp_path, **changes)
+
+
+def test_warns_of_a_long_timestep(peptide_file: Path, tmp_path: Path) -> None:
+    """A timestep above 1 fs is told aloud and stored."""
+    told: list[str] = []
+    result = simulate(settings(peptide_file, tmp_path, timestep_fs=1.5, steps=10), message=told.append)
+    assert any("1.5 fs is long" in line for line in told) and "1.5 fs is long" in result["warnings"][0]
+
+
+def test_time_limit_counts_all_sessions(peptide_file: Path, tmp_path: Path) -> None:
+    """A run that spent its minutes stops cleanly, and the same command does not go on."""
+    config = settings(peptide_file, tmp_path, steps=10**6, max_minutes=0.005)
+    result = simulate(config, message=quiet)
+    assert result["status"] == "time_limit" and 0 < result["steps"] < 10**6
+    assert simulate(config, message=quiet)["steps"] == result["steps"]
+
+
+def test_tells_deposited_from_solvated(peptide, peptide_file: Path) -> None:
+    """A prepared file is taken as it is; one without water or hydrogens is not."""
+    assert build.is_solvated(peptide.topology)
+    modeller = openmm.app.Modeller(peptide.topology, peptide.positions * unit.nanometer)
+    modeller.delete([r for r in modeller.topology.residues() if r.name == "HOH"])
+    assert not build.is_solvated(modeller.topology)
+    modeller = openmm.app.Modeller(peptide.topology, peptide.positions * unit.nanometer)
+    mask = build.protein_mask(peptide.topology)
+    modeller.delete([a for a in modeller.topology.atoms() if mask[a.index] and a.element.symbol == "H"])
+    assert not build.is_solvated(modeller.topology)
+
+
+@pytest.mark.parametrize("content", ["", "HEADER  nothing\nEND\n", "<html>404</html>"])
+def test_unreadable_structures_are_told(content: str, tmp_path: Path) -> None:
+    """An empty, atomless or foreign file ends in one clear error."""
+    path = tmp_path / "bad.pdb"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=r"bad\.pdb"):
+        simulate(settings(path, tmp_path / "out"), message=quiet)
