@@ -1,3 +1,31 @@
-"""Equivariant networks that predict forces directly, inside OpenMM."""
+"""Equivariant networks that predict forces directly, inside OpenMM.
+
+``forcefield_ml.load(path)`` reads a model.pt and ``forcefield_ml.check(simulation)`` looks a simulation over; both
+bring torch and openmm with them, which importing this package alone does not.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from forcefield_ml.deploy.guards import check
+    from forcefield_ml.deploy.model import DeployedModel, load
 
 __version__ = "0.1.0"
+__all__ = ["DeployedModel", "check", "load"]
+
+_HOMES = {
+    "DeployedModel": "forcefield_ml.deploy.model",
+    "check": "forcefield_ml.deploy.guards",
+    "load": "forcefield_ml.deploy.model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'forcefield_ml' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,197 @@
+"""Bind a model to a topology: species, atom subset and box as plain values, each checked before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from openmm import app
+
+from data_pipeline.systems import PROTEIN_RESIDUES
+from forcefield_ml import units
+from forcefield_ml.errors import ForceModeError, TopologyError
+from forcefield_ml.graph.box import check_box
+
+FEWEST_HYDROGENS = {
+    "ALA": 5, "ARG": 11, "ASH": 5, "ASN": 6, "ASP": 4, "CYM": 4, "CYS": 4, "CYX": 4, "GLH": 7, "GLN": 8, "GLU": 6,
+    "GLY": 3, "HID": 7, "HIE": 7, "HIP": 8, "HIS": 7, "ILE": 11, "LEU": 11, "LYN": 12, "LYS": 12, "MET": 9, "PHE": 9,
+    "PRO": 7, "SER": 5, "THR": 7, "TRP": 10, "TYR": 8, "VAL": 9, "ACE": 3, "NME": 4, "HOH": 2, "WAT": 2,
+}  # fmt: skip
+"""Hydrogens of a residue in mid-chain in the state with the fewest protons."""
+
+WATER_AND_IONS = frozenset(("HOH", "WAT", "SOL", "TIP3", "NA", "CL", "K", "MG", "CA", "ZN", "LI", "CS", "RB"))
+NAMED = 5
+"""Residues or atoms that a message names before it says how many more there are."""
+
+
+@dataclass(frozen=True)
+class Binding:
+    """What a force needs of a topology, as plain values that can be stored.
+
+    Attributes
+    ----------
+    n_particles
+        Of the whole system.
+    species
+        Atomic numbers of the atoms the model sees.
+    inputs
+        Their indices among all particles, ascending.
+    targets
+        Indices of the particles that get the model's force, ascending; among `inputs`.
+    box
+        Three rows in nm, or None where there is no periodicity.
+    labels
+        Chain, residue and atom name of each of `inputs`.
+    """
+
+    n_particles: int
+    species: list[int]
+    inputs: list[int]
+    targets: list[int]
+    box: list[list[float]] | None
+    labels: list[str]
+
+
+def bind(card: dict[str, Any], topology: app.Topology, atoms: Iterable[int] | None, only_subset: bool) -> Binding:
+    """Check a topology against the card and return what a force needs of it.
+
+    Parameters
+    ----------
+    card
+        Of the model.
+    topology
+        With hydrogens and, where periodic, the box.
+    atoms
+        Indices of the atoms that get the model's force; None takes what the card says (the protein, or all).
+    only_subset
+        True if the model sees `atoms` alone (mode ``embedded``), False if it sees all particles.
+
+    Returns
+    -------
+    Binding
+        The plain values.
+
+    Raises
+    ------
+    TopologyError
+        If an element is unknown to the model, hydrogens are missing, or `atoms` does not suit the topology.
+    BoxError
+        If the box is malformed or lower than twice the cutoff.
+    ForceModeError
+        If `atoms` holds solvent and the model was trained on solute atoms only.
+    """
+    everything = list(topology.atoms())
+    targets = _targets(card, everything, atoms)
+    inputs = targets if only_subset else list(range(len(everything)))
+    seen = [everything[i] for i in inputs]
+    _check_species(card, seen)
+    _check_hydrogens(seen)
+    box = None
+    vectors = topology.getPeriodicBoxVectors()
+    if vectors is not None:
+        box = [[float(x) for x in row] for row in units.strip(vectors, "nanometer")]
+        check_box(torch.tensor(box, dtype=torch.float64), float(card["neighbours"]["cutoff"]))
+    return Binding(
+        n_particles=len(everything),
+        species=[atom.element.atomic_number for atom in seen],
+        inputs=inputs,
+        targets=targets,
+        box=box,
+        labels=[label(atom) for atom in seen],
+    )
+
+
+def solute_atoms(topology: app.Topology) -> list[int]:
+    """Return the indices of the protein's atoms, caps included: the atoms the data set marks as targets.
+
+    Raises
+    ------
+    TopologyError
+        If there are none.
+    """
+    found = [atom.index for atom in topology.atoms() if atom.residue.name in PROTEIN_RESIDUES]
+    if not found:
+        names = sorted({residue.name for residue in topology.residues()})
+        raise TopologyError(
+            f"no residue is an amino acid (there are: {', '.join(names[:20])}), so there is no solute to take by "
+            "default; pass atoms=[indices of the atoms that shall feel the model]"
+        )
+    return found
+
+
+def label(atom: Any) -> str:
+    """Return chain, residue and name of an atom, and its index, for messages."""
+    return f"{residue_label(atom.residue)} {atom.name} (atom {atom.index})"
+
+
+def residue_label(residue: Any) -> str:
+    """Return chain, name and number of a residue for messages."""
+    return f"{residue.chain.id}:{residue.name}{residue.id}"
+
+
+def _targets(card: dict[str, Any], everything: Sequence[Any], atoms: Iterable[int] | None) -> list[int]:
+    if not everything:
+        raise TopologyError("the topology has no atoms")
+    if atoms is None:
+        if card["target_atoms"] == "all":
+            return list(range(len(everything)))
+        return solute_atoms(everything[0].residue.chain.topology)
+    targets = sorted({int(getattr(atom, "index", atom)) for atom in atoms})
+    if not targets:
+        raise TopologyError("atoms is empty; pass the indices of the atoms that shall feel the model, or None")
+    if targets[0] < 0 or targets[-1] >= len(everything):
+        wrong = targets[0] if targets[0] < 0 else targets[-1]
+        raise TopologyError(
+            f"atoms holds the index {wrong}, but the topology has atoms 0 to {len(everything) - 1}; atoms are counted "
+            "from 0 in the order of the topology given here (was it changed after the selection?)"
+        )
+    if card["target_atoms"] == "solute":
+        solvent = [everything[i] for i in targets if everything[i].residue.name in WATER_AND_IONS]
+        if solvent:
+            raise ForceModeError(
+                f"atoms holds {len(solvent)} atoms of water or ions (first: {label(solvent[0])}), but this model was "
+                "trained to predict forces on solute atoms only; leave them out (atoms=None takes the protein), or "
+                'use a model trained with target_atoms "all"'
+            )
+    return targets
+
+
+def _some(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + rest
+
+
+def _check_species(card: dict[str, Any], atoms: Sequence[Any]) -> None:
+    known = set(card["species"])
+    virtual = [label(atom) for atom in atoms if atom.element is None]
+    if virtual:
+        raise TopologyError(
+            f"{_some(virtual)}: no element (virtual sites, as of a four-point water?); this model knows atoms only. "
+            "Use a three-point water model such as amber14/tip3pfb.xml"
+        )
+    unknown = [atom for atom in atoms if atom.element.atomic_number not in known]
+    if unknown:
+        symbols = sorted({atom.element.symbol for atom in unknown})
+        allowed = ", ".join(app.Element.getByAtomicNumber(number).symbol for number in sorted(known))
+        residues = list(dict.fromkeys(residue_label(atom.residue) for atom in unknown))
+        raise TopologyError(
+            f"the model does not know {', '.join(symbols)} (in {_some(residues)}); it was trained on {allowed}. "
+            "Remove these residues, or train a model on data that holds them"
+        )
+
+
+def _check_hydrogens(atoms: Sequence[Any]) -> None:
+    residues = {atom.residue.index: atom.residue for atom in atoms}
+    poor = []
+    for residue in residues.values():
+        fewest = FEWEST_HYDROGENS.get(residue.name, 0)
+        found = sum(atom.element is not None and atom.element.atomic_number == 1 for atom in residue.atoms())
+        if found < fewest:
+            poor.append(f"{residue_label(residue)} ({found} of at least {fewest})")
+    if poor:
+        raise TopologyError(
+            f"hydrogens are missing in {_some(poor)}; the model was trained on complete molecules. Add them with "
+            "openmm.app.Modeller.addHydrogens(forcefield, pH=7.0), or prepare the file with forcefield-ml simulate"
+        )

@@ -1,0 +1,228 @@
+"""model.pt: one TorchScript file with its card inside. Written, verified and read here alone."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import zipfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import vesin_torch  # noqa: F401  a scripted model that searches neighbours cannot be read before this
+
+from forcefield_ml.deploy.card import CARD_FILE, make_card, parse_card
+from forcefield_ml.deploy.script import DeployableModel
+from forcefield_ml.errors import ForceModeError, ModelFileError
+
+EXPORT_TOLERANCE = 1e-4
+"""Largest relative difference (L2) between the forces of an exported float32 model and the eager one."""
+
+ADVICE = "Get the file again, or export the checkpoint anew with: forcefield-ml export CHECKPOINT -o model.pt"
+
+
+def export(checkpoint_path: Path | str, out: Path | str) -> Path:
+    """Make model.pt of a checkpoint.
+
+    Parameters
+    ----------
+    checkpoint_path
+        Of a training run.
+    out
+        The file to write.
+
+    Returns
+    -------
+    Path
+        The file written.
+
+    Raises
+    ------
+    ModelFileError
+        If the checkpoint cannot be read, the file cannot be written, or it does not reproduce the eager model.
+    ForceModeError
+        If the model predicts no force vector.
+    """
+    from forcefield_ml.training import checkpoint as checkpoints
+
+    model, stored = checkpoints.load_model(checkpoint_path)
+    card = make_card(
+        model,
+        predicts="magnitude" if model.predicts == "magnitude" else stored.training.get("predicts") or "total",
+        target_atoms=stored.training.get("target_atoms") or "solute",
+        training=stored.training,
+        metrics=stored.metrics,
+        versions=stored.versions,
+    )
+    return write(model, card, out)
+
+
+def write(model: torch.nn.Module, card: dict[str, Any], out: Path | str) -> Path:
+    """Compile a model, write it with its card, read it back and compare.
+
+    Parameters
+    ----------
+    model
+        Eager, of `models.build`.
+    card
+        Of `make_card`.
+    out
+        The file to write; what was there stays untouched unless all goes well.
+
+    Returns
+    -------
+    Path
+        The file written.
+
+    Raises
+    ------
+    ModelFileError
+        If the file cannot be written or does not reproduce the eager model.
+    ForceModeError
+        If the model predicts no force vector.
+    """
+    if card["predicts"] == "magnitude":
+        raise ForceModeError(
+            "this model predicts the magnitude of forces and no vectors (the paper's order 0), so OpenMM has no use "
+            "for it. Judge it with `forcefield-ml evaluate CHECKPOINT DATASET`, or train one of order 1 or 2"
+        )
+    out = Path(out)
+    eager = DeployableModel(model).eval()
+    scripted = torch.jit.script(eager)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        torch.jit.save(scripted, str(temporary), _extra_files={CARD_FILE: json.dumps(card, indent=1)})
+        _, loaded, _ = read(temporary)
+        _compare(eager, loaded, card)
+        os.replace(temporary, out)
+    except (OSError, RuntimeError) as error:
+        raise ModelFileError(
+            f"cannot write {out}: {error}. A file of that name that was there before is untouched; see that its "
+            "folder exists, can be written to and has room, then export again"
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return out
+
+
+def _compare(eager: DeployableModel, loaded: torch.jit.ScriptModule, card: dict[str, Any]) -> None:
+    """Refuse a file whose forces on a jittered lattice of the model's species are not the eager model's."""
+    generator = torch.Generator().manual_seed(0)
+    side = torch.arange(4) * 0.2
+    lattice = torch.cartesian_prod(side, side, side)
+    positions = lattice + 0.04 * torch.rand(lattice.shape, generator=generator)
+    species = torch.tensor(card["species"])[torch.arange(64) % len(card["species"])]
+    targets = torch.arange(64) < 20
+    with torch.no_grad():
+        expected = eager(species, positions, None, targets).forces
+        for _ in range(3):  # the third call runs what the TorchScript optimiser made of the first two
+            found = loaded(species, positions, None, targets).forces
+    if expected is None or found is None:
+        raise ForceModeError("the model returned no forces; only models that predict force vectors are exported")
+    difference = float((found - expected).norm() / expected.norm().clamp_min(1e-12))
+    if not difference < EXPORT_TOLERANCE:
+        raise ModelFileError(
+            f"the compiled model differs from the eager one by {difference:.1e} (L2, relative), more than "
+            f"{EXPORT_TOLERANCE:g}; nothing was written. Please report this with the checkpoint"
+        )
+
+
+def read_card(path: Path | str) -> dict[str, Any]:
+    """Return the card of a model.pt without loading the model."""
+    data, _ = _read_bytes(Path(path))
+    return _card_of(data, str(path))
+
+
+def read(
+    path: Path | str, sha256: str | None = None, device: str = "cpu"
+) -> tuple[dict[str, Any], torch.jit.ScriptModule, str]:
+    """Read and verify a model.pt; nothing but TorchScript is run.
+
+    Parameters
+    ----------
+    path
+        The file.
+    sha256
+        What its hash must be, in hexadecimal; None accepts any.
+    device
+        Where the model goes.
+
+    Returns
+    -------
+    card : dict
+        As declared in `card`.
+    module : torch.jit.ScriptModule
+        The model with its neighbour search (`script.DeployableModel`), in eval mode.
+    sha256 : str
+        Of the file.
+
+    Raises
+    ------
+    ModelFileError
+        If the file is missing, damaged, foreign, of another format version, or not the one that was meant.
+    """
+    path = Path(path)
+    data, found = _read_bytes(path)
+    if sha256 is not None and found != sha256:
+        raise ModelFileError(
+            f"{path} is not the model that this force was made with: its SHA-256 is {found[:16]}..., expected "
+            f"{sha256[:16]}.... Put the original file there, or make the force again from the new one"
+        )
+    card = _card_of(data, str(path))
+    try:
+        module = torch.jit.load(io.BytesIO(data), map_location=device)
+    except RuntimeError as error:
+        raise ModelFileError(
+            f"TorchScript of torch {torch.__version__} cannot read {path} (written with torch "
+            f"{card['versions'].get('exported', {}).get('torch', 'unknown')}): {str(error).splitlines()[0]}. {ADVICE}"
+        ) from None
+    return card, module.eval(), found
+
+
+@lru_cache(maxsize=4)
+def read_cached(path: str, sha256: str, device: str) -> torch.jit.ScriptModule:
+    """Return the module of `read`, kept between calls; the hash makes the cache safe."""
+    return read(path, sha256, device)[1]
+
+
+def _read_bytes(path: Path) -> tuple[bytes, str]:
+    """Return the file's content and its SHA-256: what is hashed is what is loaded."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ModelFileError(
+            f"there is no model file {path}. Export one with: forcefield-ml export CHECKPOINT -o model.pt"
+        ) from None
+    except OSError as error:
+        raise ModelFileError(f"cannot read the model file {path}: {error.strerror or error}") from None
+    return data, hashlib.sha256(data).hexdigest()
+
+
+def _card_of(data: bytes, source: str) -> dict[str, Any]:
+    """Return the checked card of a model.pt given as bytes."""
+    if not zipfile.is_zipfile(io.BytesIO(data)):
+        raise ModelFileError(
+            f"{source} ({len(data)} bytes) is damaged, cut short or no TorchScript file (which is a zip). {ADVICE}"
+        )
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            damaged = archive.testzip()
+            if damaged is not None:
+                raise ModelFileError(f"{source} is damaged: {damaged} in it has a wrong checksum. {ADVICE}")
+            names = archive.namelist()
+            cards = [name for name in names if name.endswith(f"/extra/{CARD_FILE}")]
+            if not any(name.endswith("/constants.pkl") for name in names) or not any(
+                "/code/" in name for name in names
+            ):
+                raise ModelFileError(
+                    f"{source} is a zip file but holds no TorchScript (a training checkpoint perhaps?). {ADVICE}"
+                )
+            if len(cards) != 1:
+                raise ModelFileError(f"{source} is TorchScript without a card: not a model of this program. {ADVICE}")
+            text = archive.read(cards[0]).decode("utf-8")
+    except (zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError, EOFError, OSError) as error:
+        raise ModelFileError(f"{source} is damaged ({error}). {ADVICE}") from None
+    return parse_card(text, source)

@@ -1,0 +1,192 @@
+"""The card: what a model.pt is, what it predicts and where it comes from. The keys are declared here alone."""
+
+from __future__ import annotations
+
+import json
+import platform
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+import forcefield_ml
+from forcefield_ml.errors import ModelFileError, closest
+
+FORMAT = "forcefield-ml-model"
+FORMAT_VERSION = 1
+CARD_FILE = "card.json"
+"""Name of the card inside model.pt."""
+
+PREDICTS = ("total", "solute_alone", "reference_minus_mm", "magnitude")
+"""What the forces are: the total force of the full system; those inside the solute alone; a reference force minus
+the MM force; or no vector but a magnitude."""
+
+TARGET_ATOMS = ("solute", "all")
+"""The atoms the model was trained to predict: those of the protein, or every atom."""
+
+KEYS: dict[str, tuple[type, str]] = {
+    "format": (str, "always `FORMAT`"),
+    "format_version": (int, "`FORMAT_VERSION` of the writer"),
+    "architecture": (str, "registered name of the architecture"),
+    "model_config": (dict, "rebuilds the eager model with models.build"),
+    "units": (dict, "length nm, force kJ/mol/nm"),
+    "neighbours": (dict, "kind (nearest or cutoff), n_neighbours, cutoff in nm, n_layers"),
+    "species": (list, "atomic numbers the model accepts"),
+    "predicts": (str, "one of `PREDICTS`"),
+    "target_atoms": (str, "one of `TARGET_ATOMS`"),
+    "energy": (bool, "whether the forces are the gradient of an energy the model returns"),
+    "training": (dict, "entries, sequences, dataset_sha256, protocol, n_batches, recipe, seed"),
+    "metrics": (dict, "of the validation split, meV/Å and degrees"),
+    "versions": (dict, "of the packages that trained and exported the model"),
+    "created_with": (str, "program and version, date"),
+}
+"""Key, type and meaning; every key is required."""
+
+PACKAGES = ("torch", "numpy", "openmm", "openmmtorch", "vesin-torch", "e3nn")
+
+
+def package_versions(names: tuple[str, ...] = PACKAGES) -> dict[str, str]:
+    """Return the versions of the installed packages among those named, without importing them."""
+    versions = {"forcefield_ml": forcefield_ml.__version__, "python": platform.python_version()}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def make_card(
+    model: Any,
+    predicts: str = "total",
+    target_atoms: str = "solute",
+    training: dict[str, Any] | None = None,
+    metrics: dict[str, Any] | None = None,
+    versions: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """Write down what an eager model is.
+
+    Parameters
+    ----------
+    model
+        Of `models.build`; read are its ``config`` and ``capabilities``.
+    predicts
+        One of `PREDICTS`.
+    target_atoms
+        One of `TARGET_ATOMS`.
+    training, metrics
+        As the checkpoint holds them.
+    versions
+        Of the packages that trained it; those that export it are added.
+
+    Returns
+    -------
+    dict
+        A card with all `KEYS`.
+
+    Raises
+    ------
+    ModelFileError
+        If a value is not allowed.
+    """
+    config = dict(model.config)
+    can = model.capabilities
+    card = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "architecture": str(config.get("architecture", type(model).__name__)),
+        "model_config": config,
+        "units": {"length": "nm", "force": "kJ/mol/nm"},
+        "neighbours": {
+            "kind": can.neighbours,
+            "n_neighbours": can.n_neighbours,
+            "cutoff": float(can.cutoff),
+            "n_layers": can.n_layers,
+        },
+        "species": sorted(can.elements),
+        "predicts": predicts,
+        "target_atoms": target_atoms,
+        "energy": model.predicts == "energy",
+        "training": training or {},
+        "metrics": metrics or {},
+        "versions": {"trained": versions or {}, "exported": package_versions()},
+        "created_with": f"forcefield-ml {forcefield_ml.__version__}, {datetime.now(UTC):%Y-%m-%d}",
+    }
+    return check_card(card, "the new card")
+
+
+def parse_card(text: str, source: str) -> dict[str, Any]:
+    """Read a card and check it.
+
+    Parameters
+    ----------
+    text
+        JSON.
+    source
+        Name of the file for messages.
+
+    Returns
+    -------
+    dict
+        The card.
+
+    Raises
+    ------
+    ModelFileError
+        If it is not a card of this program and format version.
+    """
+    try:
+        card = json.loads(text)
+    except ValueError as error:
+        raise ModelFileError(f"the card in {source} is not JSON ({error}); the file is damaged, get it again") from None
+    return check_card(card, source)
+
+
+def check_card(card: Any, source: str) -> dict[str, Any]:
+    """Return the card if it is one that this program can read.
+
+    Parameters
+    ----------
+    card
+        What came out of the JSON.
+    source
+        Name of the file for messages.
+
+    Returns
+    -------
+    dict
+        The same card.
+
+    Raises
+    ------
+    ModelFileError
+        If it is foreign, of another format version, or lacks keys.
+    """
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        found = card.get("format") if isinstance(card, dict) else type(card).__name__
+        raise ModelFileError(
+            f"{source} is not a model of this program: its card has format {found!r}, expected {FORMAT!r}. "
+            "Export a checkpoint with: forcefield-ml export CHECKPOINT -o model.pt"
+        )
+    version = card.get("format_version")
+    if version != FORMAT_VERSION:
+        age = "newer" if isinstance(version, int) and version > FORMAT_VERSION else "other"
+        raise ModelFileError(
+            f"{source} has format version {version!r}; this program reads {FORMAT_VERSION}. The file is of an {age} "
+            "release: update with `pip install -U forcefield-ml`, or export the checkpoint again with this one."
+        )
+    for key, (kind, meaning) in KEYS.items():
+        if key not in card:
+            raise ModelFileError(f"the card in {source} lacks {key!r} ({meaning}); export the checkpoint again")
+        if not isinstance(card[key], kind):
+            raise ModelFileError(
+                f"the card in {source} has {key} = {card[key]!r}, expected {kind.__name__} ({meaning}); "
+                "export the checkpoint again"
+            )
+    for key, allowed in (("predicts", PREDICTS), ("target_atoms", TARGET_ATOMS)):
+        if card[key] not in allowed:
+            raise ModelFileError(f"the card in {source} has {key} = {card[key]!r}.{closest(card[key], allowed)}")
+    neighbours = card["neighbours"]
+    missing = {"kind", "n_neighbours", "cutoff", "n_layers"} - neighbours.keys()
+    if missing:
+        raise ModelFileError(f"the card in {source} lacks neighbours: {', '.join(sorted(missing))}; export it again")
+    return card

@@ -1,0 +1,285 @@
+"""A loaded model, as a user of OpenMM meets it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openmm
+import torch
+from openmm import app
+
+from forcefield_ml import units
+from forcefield_ml.deploy import bundle, openmm_force
+from forcefield_ml.deploy.binding import bind, solute_atoms
+from forcefield_ml.deploy.mm import class_name, make_subtract_mm, remove_internal_terms
+from forcefield_ml.deploy.modes import check_mode, check_system
+from forcefield_ml.deploy.openmm_force import BackendChoice, choose_backend
+from forcefield_ml.errors import ConfigError
+
+
+def load(path: Path | str, device: str = "auto") -> DeployedModel:
+    """Load a model.pt. Nothing but TorchScript is run.
+
+    Parameters
+    ----------
+    path
+        The file.
+    device
+        ``"auto"`` takes CUDA where torch has it; else a name torch knows, such as ``"cpu"``.
+
+    Returns
+    -------
+    DeployedModel
+        Ready to make forces.
+
+    Raises
+    ------
+    ModelFileError
+        If the file is missing, damaged, foreign or of a newer format.
+    """
+    chosen = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    card, module, sha256 = bundle.read(path, device=chosen)
+    return DeployedModel(Path(path).resolve(), card, module, sha256, chosen, device)
+
+
+class DeployedModel:
+    """A model read from model.pt; made by `load`.
+
+    Attributes
+    ----------
+    path : Path
+        The file.
+    sha256 : str
+        Of the file.
+    card : dict
+        What it is, what it predicts, where it comes from.
+    device : str
+        Where it runs.
+    """
+
+    def __init__(
+        self, path: Path, card: dict[str, Any], module: torch.jit.ScriptModule, sha256: str, device: str, wanted: str
+    ):
+        self.path = path
+        self.card = card
+        self.sha256 = sha256
+        self.device = device
+        self._wanted_device = wanted
+        self._module = module
+
+    def __repr__(self) -> str:
+        card = self.card
+        return (
+            f"<{card['architecture']} model: predicts {card['predicts']} of {card['target_atoms']} atoms, {self.path}>"
+        )
+
+    @property
+    def backend_choice(self) -> BackendChoice:
+        """What ``backend="auto"`` takes here, and why."""
+        return choose_backend("auto")
+
+    @property
+    def has_energy(self) -> bool:
+        """Whether the forces are the gradient of an energy, so that minimisers and barostats have a meaning."""
+        return bool(self.card["energy"])
+
+    def forces(
+        self,
+        positions: Any,
+        box: Any = None,
+        *,
+        species: Sequence[int] | None = None,
+        topology: app.Topology | None = None,
+        atoms: Iterable[int] | None = None,
+    ) -> np.ndarray:
+        """Return the forces without OpenMM.
+
+        Parameters
+        ----------
+        positions
+            (N, 3), Quantity or nm.
+        box
+            (3, 3), Quantity or nm, vectors as rows; None where there is no periodicity (the topology's box is not
+            taken).
+        species
+            (N,) atomic numbers; or else give `topology`.
+        topology
+            Source of the species.
+        atoms
+            Indices of the atoms whose forces are wanted; None for all.
+
+        Returns
+        -------
+        ndarray
+            (n, 3) in kJ/mol/nm, in ascending order of atom.
+
+        Raises
+        ------
+        ConfigError
+            If neither or both of species and topology are given.
+        BoxError, TopologyError
+            As `create_force`.
+        """
+        if (species is None) == (topology is None):
+            raise ConfigError("forces() needs to know the elements: give either species=[...] or topology=...")
+        if topology is not None:
+            species = [0 if atom.element is None else atom.element.atomic_number for atom in topology.atoms()]
+        coordinates = torch.tensor(np.array(units.strip(positions, "nanometer"), dtype=float), device=self.device)
+        cell = None
+        if box is not None:
+            from forcefield_ml.graph.box import check_box
+
+            cell = torch.tensor(np.array(units.strip(box, "nanometer"), dtype=float), device=self.device)
+            check_box(cell, float(self.card["neighbours"]["cutoff"]))
+        numbers = torch.tensor(np.array(species, dtype=np.int64), device=self.device)
+        unknown = sorted(set(numbers.tolist()) - set(self.card["species"]))
+        if unknown or len(numbers) != len(coordinates):
+            raise ConfigError(
+                f"forces() got {len(coordinates)} positions and {len(numbers)} species, unknown atomic numbers "
+                f"{unknown}; the model knows {self.card['species']}, and both must have one row per atom"
+            )
+        targets = None
+        if atoms is not None:
+            targets = torch.zeros(len(numbers), dtype=torch.bool, device=self.device)
+            targets[torch.tensor(sorted({int(i) for i in atoms}), device=self.device)] = True
+        with torch.no_grad():
+            return self._module(numbers, coordinates, cell, targets).forces.cpu().numpy()
+
+    def create_force(
+        self, topology: app.Topology, atoms: Iterable[int] | None = None, backend: str = "auto"
+    ) -> openmm.Force:
+        """Return an OpenMM force: the model's forces on `atoms`, zero elsewhere; every particle is seen.
+
+        Add it to a System by `add_to_system` unless you know what else acts on these atoms.
+
+        Parameters
+        ----------
+        topology
+            With hydrogens and, where periodic, the box.
+        atoms
+            Indices of the atoms that get the force; None takes what the card says: the protein, or all.
+        backend
+            ``"auto"``, ``"pythonforce"`` or ``"torchforce"``; both give the same forces.
+
+        Returns
+        -------
+        openmm.Force
+            Covers all particles of the topology.
+
+        Raises
+        ------
+        TopologyError
+            If an element is unknown to the model, hydrogens are missing, or `atoms` does not suit the topology.
+        BoxError
+            If the box is malformed or lower than twice the cutoff.
+        ForceModeError
+            If `atoms` holds solvent and the model was trained on solute only.
+        """
+        return self._bound_force(topology, atoms, backend, only_subset=False)[0]
+
+    def _bound_force(
+        self, topology: app.Topology, atoms: Iterable[int] | None, backend: str, only_subset: bool
+    ) -> tuple[openmm.Force, Any]:
+        binding = bind(self.card, topology, atoms, only_subset)
+        if choose_backend(backend).backend == "torchforce":
+            force = openmm_force.make_torch_force(str(self.path), self.sha256, binding, self.has_energy)
+        else:
+            force = openmm_force.make_python_force(
+                str(self.path), self.sha256, binding, self.has_energy, self._wanted_device
+            )
+        return force, binding
+
+    def create_system(self, topology: app.Topology, backend: str = "auto") -> openmm.System:
+        """Return a System in which the model gives the whole force on every atom (mode `system`).
+
+        Parameters
+        ----------
+        topology
+            With hydrogens and, where periodic, the box.
+        backend
+            As for `create_force`.
+
+        Returns
+        -------
+        openmm.System
+            Masses of the elements, no constraints, the model's force.
+
+        Raises
+        ------
+        ForceModeError
+            If the model was trained on solute atoms only; says how to use it.
+        TopologyError, BoxError
+            As `create_force`.
+        """
+        check_mode(self.card, "system")
+        system = openmm.System()
+        for atom in topology.atoms():
+            system.addParticle(0.0 if atom.element is None else atom.element.mass)
+        if topology.getPeriodicBoxVectors() is not None:
+            system.setDefaultPeriodicBoxVectors(*topology.getPeriodicBoxVectors())
+        return self.add_to_system(system, topology, mode="system", backend=backend)
+
+    def add_to_system(
+        self,
+        system: openmm.System,
+        topology: app.Topology,
+        atoms: Iterable[int] | None = None,
+        mode: str = "solute",
+        backend: str = "auto",
+        mm_platform: str = "auto",
+    ) -> openmm.System:
+        """Add the model to a System, in place where the mode allows it.
+
+        In mode `solute` Newton's third law does not hold between solute and solvent, so that the centre of mass
+        would drift: a `CMMotionRemover` is added if there is none. All that acts on the solute at this moment is
+        replaced by the model; restraints added afterwards act beside it.
+
+        Parameters
+        ----------
+        system
+            The MM system made from `topology`, flexible where the model acts.
+        topology
+            With hydrogens and, where periodic, the box.
+        atoms
+            Indices of the atoms that feel the model; None takes the protein, in mode `system` all.
+        mode
+            One of `modes.MODES`; see there.
+        backend
+            As for `create_force`.
+        mm_platform
+            Of the inner MM Context of mode `solute`: ``"auto"`` takes the fastest there is.
+
+        Returns
+        -------
+        openmm.System
+            The same object; in mode `embedded` a changed copy.
+
+        Raises
+        ------
+        ForceModeError
+            If the card does not allow the mode, or something in the System forbids it.
+        TopologyError, BoxError
+            As `create_force`, or if system and topology do not fit together.
+        """
+        check_mode(self.card, mode)
+        if atoms is None and mode != "system" and (mode != "correction" or self.card["target_atoms"] == "solute"):
+            atoms = solute_atoms(topology)
+        if mode == "system":
+            atoms = range(topology.getNumAtoms())
+        force, binding = self._bound_force(topology, atoms, backend, only_subset=mode == "embedded")
+        check_system(system, binding.n_particles, binding.box, binding.targets, mode, self.has_energy)
+        if mode == "embedded":
+            system = remove_internal_terms(system, binding.targets)
+        if mode == "solute":
+            system.addForce(make_subtract_mm(system, binding.targets, mm_platform))
+            if not any(class_name(other) == "CMMotionRemover" for other in system.getForces()):
+                system.addForce(openmm.CMMotionRemover())
+        system.addForce(force)
+        return system
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DeployedModel:
+        return copy.copy(self)  # nothing in it changes, and a ScriptModule is costly to copy

@@ -1,0 +1,203 @@
+"""The two OpenMM forces that carry a model: PythonForce and TorchForce. Same forces, same checks."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import openmm
+import torch
+
+from forcefield_ml.deploy import bundle
+from forcefield_ml.deploy.binding import NAMED, Binding
+from forcefield_ml.deploy.plugin_repair import import_torchforce
+from forcefield_ml.deploy.script import BoundForce
+from forcefield_ml.errors import BoxError, ConfigError, ForcefieldMLError, UnstableError, closest
+
+NO_ENERGY = "forcefield_ml:forces-without-energy"
+"""Name of the OpenMM force of a model without an energy; `guards.check` looks for it, also after a reload."""
+
+WITH_ENERGY = "forcefield_ml:forces-with-energy"
+BOX_TOLERANCE = 1e-4
+"""nm, by which an entry of the box may differ from the one bound: rounding, no barostat's move."""
+
+BACKENDS = ("auto", "pythonforce", "torchforce")
+
+
+class BackendChoice(NamedTuple):
+    """A backend and why it was chosen."""
+
+    backend: str
+    reason: str
+
+
+def choose_backend(backend: str = "auto") -> BackendChoice:
+    """Return the backend that will serve, with the reason.
+
+    Parameters
+    ----------
+    backend
+        One of `BACKENDS`.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such backend.
+    """
+    if backend not in BACKENDS:
+        raise ConfigError(f"no backend {backend!r}.{closest(backend, BACKENDS)}")
+    if backend != "auto":
+        return BackendChoice(backend, "asked for")
+    version = openmm.Platform.getOpenMMVersion()
+    if hasattr(openmm, "PythonForce"):
+        return BackendChoice("pythonforce", f"OpenMM {version} has PythonForce, which works with any release of torch")
+    return BackendChoice("torchforce", f"OpenMM {version} is older than 8.5 and has no PythonForce")
+
+
+@dataclass
+class ModelCallable:
+    """What PythonForce calls. It pickles as plain data; the model is read, and its hash verified, at the first call.
+
+    Parameters
+    ----------
+    path, sha256
+        The model.pt.
+    binding
+        As a dict of plain values.
+    has_energy
+        Whether the model has an energy, so that the box may change.
+    device
+        ``"auto"`` takes CUDA where torch has it.
+    """
+
+    path: str
+    sha256: str
+    binding: dict[str, Any]
+    has_energy: bool
+    device: str = "auto"
+    _ready: Any = field(default=None, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return plain data alone: a System XML holds this, and nobody should have to trust more."""
+        return {key: value for key, value in self.__dict__.items() if key != "_ready"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _ready=None)
+
+    def _prepare(self) -> _Ready:
+        device = self.device if self.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+        binding = Binding(**self.binding)
+        inputs = np.array(binding.inputs)
+        if not self.has_energy:
+            warnings.warn(
+                "this model has forces but no energy: LocalEnergyMinimizer does nothing with it and barostats are "
+                "wrong. Minimise with forcefield_ml.simulation.fire, run at constant volume, and let "
+                "forcefield_ml.check(simulation) see to both",
+                stacklevel=2,
+            )
+        return _Ready(
+            module=bundle.read_cached(self.path, self.sha256, device),
+            inputs=inputs if len(inputs) < binding.n_particles else None,
+            targets=np.array(binding.targets),
+            species=torch.tensor(binding.species, device=device),
+            mask=torch.from_numpy(np.isin(inputs, binding.targets)).to(device),
+            box=None if binding.box is None else np.array(binding.box),
+            labels=binding.labels,
+            device=device,
+        )
+
+    def __call__(self, state: openmm.State) -> tuple[float, np.ndarray]:
+        """Return energy in kJ/mol and forces (N, 3) in kJ/mol/nm."""
+        if self._ready is None:
+            self._ready = self._prepare()
+        ready: _Ready = self._ready
+        everywhere = state.getPositions(asNumpy=True)._value
+        box = None
+        if ready.box is not None:
+            now = state.getPeriodicBoxVectors(asNumpy=True)._value
+            if not self.has_energy:
+                check_box_unchanged(now, ready.box)
+            box = torch.tensor(now, dtype=torch.float64, device=ready.device)
+        positions = everywhere if ready.inputs is None else everywhere[ready.inputs]
+        with torch.no_grad():
+            prediction = ready.module(
+                ready.species, torch.tensor(positions, dtype=torch.float64, device=ready.device), box, ready.mask
+            )
+        if prediction.forces is None:
+            raise ForcefieldMLError(f"the model {self.path} returned no forces")
+        found = prediction.forces.cpu().numpy()
+        check_finite(found, ready)
+        forces = np.zeros((len(everywhere), 3))
+        forces[ready.targets] = found
+        return 0.0 if prediction.energy is None else float(prediction.energy), forces
+
+
+class _Ready(NamedTuple):
+    """What a callable keeps between calls; never pickled."""
+
+    module: torch.jit.ScriptModule
+    inputs: np.ndarray | None
+    targets: np.ndarray
+    species: torch.Tensor
+    mask: torch.Tensor
+    box: np.ndarray | None
+    labels: list[str]
+    device: str
+
+
+def check_finite(forces: np.ndarray, ready: _Ready) -> None:
+    """Raise `UnstableError` naming the atoms whose forces are NaN or infinite; OpenMM may not notice."""
+    bad = np.flatnonzero(~np.isfinite(forces).all(axis=1))
+    if len(bad):
+        seen = np.flatnonzero(ready.mask.cpu().numpy())
+        names = ", ".join(ready.labels[seen[i]] for i in bad[:NAMED])
+        raise UnstableError(
+            f"the model's forces are not finite on {len(bad)} atoms: {names}. The structure has left what the model "
+            "knows: minimise it (forcefield_ml.simulation.fire), shorten the time step, or go back to an earlier frame"
+        )
+
+
+def check_box_unchanged(now: np.ndarray, bound: np.ndarray) -> None:
+    """Raise `BoxError` if the box is not the one bound: without an energy, no change of volume has a meaning."""
+    change = float(np.abs(np.asarray(now) - bound).max())
+    if not change <= BOX_TOLERANCE:
+        raise BoxError(
+            f"the periodic box differs by {change:.4g} nm from the one the model was bound to, and the model has no "
+            "energy, so no barostat can act on it: run at constant volume, or bind the model again to a topology "
+            "with the box you want (topology.setPeriodicBoxVectors)"
+        )
+
+
+def make_python_force(path: str, sha256: str, binding: Binding, has_energy: bool, device: str) -> openmm.Force:
+    """Return a PythonForce for a bound model; parameters as of `ModelCallable`."""
+    force = openmm.PythonForce(ModelCallable(path, sha256, dict(vars(binding)), has_energy, device))
+    force.setUsesPeriodicBoundaryConditions(binding.box is not None)
+    force.setName(WITH_ENERGY if has_energy else NO_ENERGY)
+    return force
+
+
+def make_torch_force(path: str, sha256: str, binding: Binding, has_energy: bool) -> openmm.Force:
+    """Return a TorchForce for a bound model; parameters as of `ModelCallable`. TorchForce picks the device itself.
+
+    A System XML that holds a TorchForce is written but crashes the process that reads it (openmmtorch 1.5, with any
+    module): store such a simulation as the MM system's XML and add the model again, or use PythonForce.
+    """
+    torchforce = import_torchforce()
+    inputs = torch.tensor(binding.inputs)
+    module = BoundForce(
+        bundle.read(path, sha256)[1],
+        torch.tensor(binding.species),
+        inputs,
+        torch.isin(inputs, torch.tensor(binding.targets)),
+        None if binding.box is None else torch.tensor(binding.box, dtype=torch.float64),
+        has_energy,
+        binding.labels,
+        BOX_TOLERANCE,
+    )
+    force = torchforce.TorchForce(torch.jit.script(module.eval()))
+    force.setOutputsForces(True)
+    force.setUsesPeriodicBoundaryConditions(binding.box is not None)
+    force.setName(WITH_ENERGY if has_energy else NO_ENERGY)
+    return force

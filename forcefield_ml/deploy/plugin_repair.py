@@ -1,0 +1,78 @@
+"""Import TorchForce whichever of torch and openmm came first.
+
+OpenMM loads the kernels of TorchForce when it is imported. They need libraries that only ``import torch`` makes
+known to the process, so with openmm first they fail to load, and every Context then says that the platform "does
+not support all required kernels". Loading them again once torch is there mends it.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+
+import torch  # noqa: F401  makes the libraries known that the plugin needs
+
+from forcefield_ml.errors import ForcefieldMLError
+
+INSTALL = 'pip install "openmmtorch==1.5" "torch==2.9.1"'
+
+
+def plugins_folder() -> Path:
+    """Return the folder of the plugins that belong to the imported openmm.
+
+    ``Platform.getDefaultPluginsDirectory()`` names a folder that does not serve a pip wheel.
+    """
+    import openmm
+
+    return Path(openmm.version.openmm_library_path) / "plugins"
+
+
+def failed_torch_plugins() -> list[str]:
+    """Return the messages of plugins of TorchForce that failed to load so far."""
+    import openmm
+
+    return [message for message in openmm.Platform.getPluginLoadFailures() if "OpenMMTorch" in message]
+
+
+@lru_cache(maxsize=1)
+def import_torchforce() -> ModuleType:
+    """Return the module openmmtorch with its kernels loaded.
+
+    Returns
+    -------
+    ModuleType
+        With the class ``TorchForce``.
+
+    Raises
+    ------
+    ForcefieldMLError
+        If it is not installed or its kernels do not load; the message says which and what to do.
+    """
+    import openmm
+
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # it warns that its own import of simtk is deprecated
+    try:
+        import openmmtorch
+    except ImportError as error:
+        raise ForcefieldMLError(
+            f"TorchForce is not to be had here ({error}). Install it with: {INSTALL} - or use "
+            'backend="pythonforce", which works with any torch'
+        ) from None
+    finally:
+        logging.disable(disabled)
+    reference = plugins_folder() / "libOpenMMTorchReference.so"
+    for plugin in sorted(plugins_folder().glob("libOpenMMTorch*.so")):
+        if not any(plugin.name in message for message in failed_torch_plugins()):
+            continue
+        try:
+            openmm.Platform.loadPluginLibrary(str(plugin))
+        except Exception as error:
+            if plugin == reference:  # the others serve GPUs, which need not be there
+                raise ForcefieldMLError(
+                    f"the kernels of TorchForce do not load ({error}). Its release fits torch 2.9 alone: {INSTALL} - "
+                    'or use backend="pythonforce", which works with any torch'
+                ) from None
+    return openmmtorch

@@ -1,0 +1,149 @@
+"""The modules that are compiled to TorchScript: the whole model, and the model bound to a topology for TorchForce."""
+
+from typing import List, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from forcefield_ml.graph.neighbour_matrix import NeighbourMatrix
+from forcefield_ml.graph.search import whole
+from forcefield_ml.graph.shells import shells
+from forcefield_ml.models.interface import Atoms, Prediction
+
+
+class DeployableModel(nn.Module):
+    """A model with its neighbour search: species, positions and box in, prediction out.
+
+    Vectors between atoms are formed in the precision of the positions that come in, then rounded to the model's
+    own: an atom far from the origin loses nothing.
+
+    Parameters
+    ----------
+    model
+        Eager, of `models.build`.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        self.search = model.search()
+        self.n_layers = int(model.capabilities.n_layers)
+        dtype = next((p.dtype for p in model.parameters()), torch.float32)
+        self.register_buffer("precision", torch.zeros(1, dtype=dtype))
+
+    def forward(
+        self, species: Tensor, positions: Tensor, box: Optional[Tensor] = None, targets: Optional[Tensor] = None
+    ) -> Prediction:
+        """Predict for the targets.
+
+        Parameters
+        ----------
+        species
+            (N,) int64, atomic numbers.
+        positions
+            (N, 3) nm.
+        box
+            (3, 3) nm, vectors as rows; None where there is no periodicity.
+        targets
+            (N,) bool, the atoms to predict; None for all.
+
+        Returns
+        -------
+        Prediction
+            Rows are the targets, in ascending order of atom.
+        """
+        found = self.search(positions, box)
+        neighbours = NeighbourMatrix(found.indices, found.vectors.to(self.precision.dtype), found.mask)
+        if targets is None:
+            sizes = whole(positions.shape[0], self.n_layers)
+            return self.model(Atoms(species), neighbours, sizes)
+        order, inner, sizes = shells(neighbours, targets, self.n_layers)
+        return self.model(Atoms(species[order]), inner, sizes)
+
+
+class BoundForce(nn.Module):
+    """A loaded model bound to species, atom subset and box, with the signature that TorchForce calls.
+
+    Parameters
+    ----------
+    model
+        Loaded from model.pt.
+    species
+        (n,) int64, of the atoms that the model sees.
+    inputs
+        (n,) int64, their indices among all particles, ascending.
+    targets
+        (n,) bool, those whose forces are returned; all other forces are zero.
+    box
+        (3, 3) nm as bound, None where there is no periodicity.
+    box_may_change
+        Whether the model has an energy, so that a barostat is allowed.
+    labels
+        (n,) names of the atoms for messages.
+    tolerance
+        nm, by which a box entry may differ from `box`.
+    """
+
+    def __init__(
+        self,
+        model: torch.jit.ScriptModule,
+        species: Tensor,
+        inputs: Tensor,
+        targets: Tensor,
+        box: Optional[Tensor],
+        box_may_change: bool,
+        labels: List[str],
+        tolerance: float,
+    ):
+        super().__init__()
+        self.model = model
+        self.register_buffer("species", species)
+        self.register_buffer("inputs", inputs)
+        self.register_buffer("targets", targets)
+        self.register_buffer("rows", inputs[targets])
+        self.register_buffer("box", torch.zeros(3, 3, dtype=torch.float64) if box is None else box)
+        self.periodic = box is not None
+        self.box_may_change = box_may_change
+        self.labels: List[str] = labels
+        self.tolerance = tolerance
+
+    def forward(self, positions: Tensor, boxvectors: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
+        """Return energy () kJ/mol and forces (N, 3) kJ/mol/nm on all particles, zero on all but the targets."""
+        box: Optional[Tensor] = None
+        if self.periodic:
+            if boxvectors is None:
+                raise ValueError("the model is bound to a periodic box, but OpenMM passed none")
+            box = boxvectors
+            if not self.box_may_change:
+                change = float((boxvectors.to(torch.float64) - self.box).abs().max())
+                if not change <= self.tolerance:
+                    raise ValueError(
+                        "the periodic box differs by " + str(change) + " nm from the one the model was bound to, and "
+                        "the model has no energy, so no barostat can act on it: run at constant volume, or bind the "
+                        "model again to a topology with the box you want"
+                    )
+        prediction = self.model(self.species, positions[self.inputs], box, self.targets)
+        found = prediction.forces
+        if found is None:
+            raise ValueError("the model returned no forces")
+        if not bool(torch.isfinite(found).all()):
+            bad = torch.nonzero(~torch.isfinite(found).all(1)).flatten()
+            names: List[str] = []
+            seen = torch.nonzero(self.targets).flatten()
+            for k in range(min(int(bad.shape[0]), 5)):
+                names.append(self.labels[int(seen[bad[k]])])
+            raise ValueError(
+                "the model's forces are not finite on "
+                + str(int(bad.shape[0]))
+                + " atoms: "
+                + ", ".join(names)
+                + ". The structure has left what the model knows: minimise it (forcefield_ml.simulation.fire), "
+                "shorten the time step, or go back to an earlier frame"
+            )
+        forces = torch.zeros(positions.shape[0], 3, dtype=positions.dtype, device=positions.device)
+        forces[self.rows] = found.to(positions.dtype)
+        energy = torch.zeros([], dtype=positions.dtype, device=positions.device)
+        predicted = prediction.energy
+        if predicted is not None:
+            energy = predicted.to(positions.dtype)
+        return energy, forces.contiguous()

@@ -1,0 +1,111 @@
+"""Structures, models and contexts that the tests of deploy share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import openmm
+import torch
+from openmm import app, unit
+
+from forcefield_ml import models
+from forcefield_ml.deploy import bundle
+from forcefield_ml.deploy.card import make_card
+
+FRAGMENT = Path(__file__).parent / "data" / "1aie_351_353.pdb"
+FORCE_RMS = 500.0  # kJ/mol/nm, so that random weights give forces of a molecule's size
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "fast": {"architecture": "fast", "n_channels": 6, "n_layers": 2, "n_basis": 8, "n_units": 4, "n_first_units": 6},
+    "tfn": {"architecture": "tfn", "order": 1, "channels": (6, 4, 1), "n_neighbours": 20, "n_basis": 8, "n_units": 4},
+}
+
+
+class Molecules(NamedTuple):
+    """A structure as OpenMM reads it."""
+
+    topology: app.Topology
+    positions: np.ndarray  # (N, 3) nm, exactly representable in float32
+    box: np.ndarray | None
+    solute: list[int]
+
+
+class Deployed(NamedTuple):
+    """An eager model and its model.pt."""
+
+    eager: torch.nn.Module
+    path: Path
+
+
+def molecules(topology: app.Topology, positions: Any, box: Any) -> Molecules:
+    rounded = np.array(positions.value_in_unit(unit.nanometer), dtype=np.float32).astype(float)
+    solute = [a.index for a in topology.atoms() if a.residue.name in ("LYS", "ASP", "ALA")]
+    return Molecules(topology, rounded, box, solute)
+
+
+def solvated(dry: Molecules, forcefield: app.ForceField, shape: str, size: float) -> Molecules:
+    """Return the tripeptide in water and salt."""
+    modeller = app.Modeller(dry.topology, dry.positions * unit.nanometer)
+    vectors = np.array(
+        {
+            "cube": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+            "dodecahedron": [[1, 0, 0], [0, 1, 0], [0.5, 0.5, 0.5**0.5]],
+        }[shape]
+    )
+    box = (size * vectors).astype(np.float32).astype(float)
+    modeller.addSolvent(
+        forcefield, boxVectors=[openmm.Vec3(*row) for row in box] * unit.nanometer, ionicStrength=0.4 * unit.molar
+    )
+    return molecules(modeller.topology, modeller.positions, box)
+
+
+def make_model(name: str) -> torch.nn.Module:
+    """Return an eager model with seeded random weights."""
+    torch.manual_seed(5)
+    model = models.build(CONFIGS[name]).eval()
+    model.set_scale(FORCE_RMS)
+    return model
+
+
+def write_model(folder: Path, **card: Any) -> Path:
+    """Write the fast model with another card."""
+    model = make_model("fast")
+    return bundle.write(model, make_card(model, **card), folder / "model.pt")
+
+
+def eager_forces(model: torch.nn.Module, molecules: Molecules) -> np.ndarray:
+    """Return the eager float32 model's forces on every atom, by its own search on float32 positions."""
+    species = torch.tensor([a.element.atomic_number for a in molecules.topology.atoms()])
+    positions = torch.tensor(molecules.positions, dtype=torch.float32)
+    box = None if molecules.box is None else torch.tensor(molecules.box, dtype=torch.float32)
+    with torch.no_grad():
+        neighbours = model.search()(positions, box)
+        layers = [len(species)] * model.capabilities.n_layers
+        return model(models.Atoms(species), neighbours, layers).forces.double().numpy()
+
+
+def context_of(system: openmm.System, molecules: Molecules, platform: str) -> openmm.Context:
+    """Return a Context at the molecules' positions."""
+    properties = {"Threads": "1"} if platform == "CPU" else {}
+    context = openmm.Context(
+        system, openmm.VerletIntegrator(0.0005), openmm.Platform.getPlatformByName(platform), properties
+    )
+    context.setPositions(molecules.positions)
+    return context
+
+
+def forces_of(context: openmm.Context, **options: Any) -> np.ndarray:
+    """Return all forces, (N, 3) kJ/mol/nm."""
+    return context.getState(forces=True, **options).getForces(asNumpy=True)._value
+
+
+def bare_system(molecules: Molecules) -> openmm.System:
+    """Return a System of these particles without forces."""
+    system = openmm.System()
+    for atom in molecules.topology.atoms():
+        system.addParticle(atom.element.mass)
+    if molecules.box is not None:
+        system.setDefaultPeriodicBoxVectors(*(openmm.Vec3(*row) for row in molecules.box))
+    return system
