@@ -155,7 +155,7 @@ def _check_boxes_agree(system: openmm.System, box: list[list[float]] | None) -> 
             "with the nonbonded method that fits"
         )
     if box is not None:
-        default = np.array(units.strip(system.getDefaultPeriodicBoxVectors(), "nanometer"))
+        default = np.array([units.strip(row, "nanometer") for row in system.getDefaultPeriodicBoxVectors()])
         if np.abs(default - np.array(box)).max() > BOX_TOLERANCE:
             raise BoxError(
                 f"the system's box {default.round(4).tolist()} is not the topology's {np.array(box).round(4).tolist()}"
