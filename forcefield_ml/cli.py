@@ -150,6 +150,44 @@ def simulate(
     typer.echo(json.dumps(result, indent=1) if as_json else summary(result, output))
 
 
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="best.pt or last.pt of a training run")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="the file to write")] = Path("model.pt"),
+    as_json: Annotated[bool, typer.Option("--json", help="print the model's card as JSON")] = False,
+) -> None:
+    """Make model.pt, the file that OpenMM loads, of a checkpoint.
+
+    The file is TorchScript with a card inside; it is read back and compared with the eager model before it takes
+    its name. In Python: forcefield_ml.load("model.pt").add_to_system(system, topology).
+    """
+    from forcefield_ml.deploy import bundle
+
+    written = bundle.export(checkpoint, output)
+    card = bundle.read_card(written)
+    if as_json:
+        typer.echo(json.dumps(card, indent=1, ensure_ascii=False))
+    else:
+        typer.echo(
+            f"{written}: {card['architecture']}, predicts {card['predicts']} forces of {card['target_atoms']} atoms"
+        )
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="print the diagnosis as JSON")] = False) -> None:
+    """Say what this installation can do, what is missing, and the command that mends it.
+
+    Runs a small model through both kinds of OpenMM force on each CPU platform. Exit code 1 if something that is
+    needed is broken.
+    """
+    from forcefield_ml.deploy.doctor import diagnose, report
+
+    diagnosis = diagnose()
+    typer.echo(json.dumps(diagnosis, indent=1) if as_json else report(diagnosis))
+    if not diagnosis["healthy"]:
+        raise typer.Exit(1)
+
+
 def main() -> None:
     """Run the command line; errors this package raises on purpose end as one message and exit code 1."""
     try:

@@ -9,7 +9,7 @@ import os
 import zipfile
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import vesin_torch  # noqa: F401  a scripted model that searches neighbours cannot be read before this
@@ -17,6 +17,7 @@ import vesin_torch  # noqa: F401  a scripted model that searches neighbours cann
 from forcefield_ml.deploy.card import CARD_FILE, make_card, parse_card
 from forcefield_ml.deploy.script import DeployableModel
 from forcefield_ml.errors import ForceModeError, ModelFileError
+from forcefield_ml.models.model import Model
 
 EXPORT_TOLERANCE = 1e-4
 """Largest relative difference (L2) between the forces of an exported float32 model and the eager one."""
@@ -57,10 +58,10 @@ def export(checkpoint_path: Path | str, out: Path | str) -> Path:
         metrics=stored.metrics,
         versions=stored.versions,
     )
-    return write(model, card, out)
+    return write(cast(Model, model), card, out)
 
 
-def write(model: torch.nn.Module, card: dict[str, Any], out: Path | str) -> Path:
+def write(model: Model, card: dict[str, Any], out: Path | str) -> Path:
     """Compile a model, write it with its card, read it back and compare.
 
     Parameters

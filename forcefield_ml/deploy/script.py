@@ -9,6 +9,7 @@ from forcefield_ml.graph.neighbour_matrix import NeighbourMatrix
 from forcefield_ml.graph.search import whole
 from forcefield_ml.graph.shells import shells
 from forcefield_ml.models.interface import Atoms, Prediction
+from forcefield_ml.models.model import Model
 
 
 class DeployableModel(nn.Module):
@@ -23,11 +24,13 @@ class DeployableModel(nn.Module):
         Eager, of `models.build`.
     """
 
-    def __init__(self, model: nn.Module):
+    precision: Tensor
+
+    def __init__(self, model: Model):
         super().__init__()
         self.model = model
         self.search = model.search()
-        self.n_layers = int(model.capabilities.n_layers)
+        self.n_layers = model.capabilities.n_layers
         dtype = next((p.dtype for p in model.parameters()), torch.float32)
         self.register_buffer("precision", torch.zeros(1, dtype=dtype))
 
@@ -83,6 +86,12 @@ class BoundForce(nn.Module):
     tolerance
         nm, by which a box entry may differ from `box`.
     """
+
+    species: Tensor
+    inputs: Tensor
+    targets: Tensor
+    rows: Tensor
+    box: Tensor
 
     def __init__(
         self,
