@@ -45,7 +45,9 @@ class TrainingConfig(StrictConfig):
     validation_frames: int | None = Field(None, ge=1, description="at most so many, spread over the entries; none: all")
     save_every_seconds: float = Field(30.0, ge=0)
     log_every: int = Field(10, ge=1, description="batches")
-    cache_mb: int = Field(1024, ge=0, description="memory for neighbours of frames seen before")
+    cache_mb: int = Field(
+        1024, ge=0, description="memory for neighbours of frames seen before; as much again for validation"
+    )
     ahead: int = Field(2, ge=0, description="batches made ahead in a background thread; 0: none")
     compile: bool = Field(False, description="torch.compile: faster steps after minutes of compiling")
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -79,7 +79,7 @@ def evaluate(
             nonlocal count
             count += 1
             left = (time.monotonic() - began) * (len(frames) / count - 1)
-            text = f"{sample.entry.name} · frame {count} of {len(frames)} · {duration(left)} left"
+            text = f"{duration(left)} left · {sample.entry.name} · frame {count} of {len(frames)}"
             line.show(count / len(frames), text, count == len(frames))
 
         atoms = predict.run(frames, predictor, done=show)

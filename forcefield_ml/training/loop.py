@@ -9,7 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,7 +142,7 @@ def train(config: TrainingConfig, quiet: bool = False) -> TrainingResult:
         for split in (training, validation)
     ]
     title = f"train {config.model['architecture']}"
-    with ProgressLine(title, quiet) as line, _quiet_lightning():
+    with closing(training), closing(validation), ProgressLine(title, quiet) as line, _quiet_lightning():
         supervisor = Supervisor(config, module, sources[1], _card(config, training, scale), line, former)
         trainer = lightning.Trainer(
             accelerator="cuda" if config.device != "cpu" and _has_cuda(config) else "cpu",
@@ -328,8 +328,8 @@ class Supervisor(lightning.Callback):
         loss = self.shown_loss if math.isfinite(self.shown_loss) else float(np.mean(self.losses))
         self.line.show(
             part,
-            f"batch {self.n_batches} · loss {loss:.0f} · validation {_headline(self.metrics)} · "
-            f"{self.n_batches_per_second():.2f} batches/s · {duration(max(left, 0.0))} left",
+            f"{duration(max(left, 0.0))} left · batch {self.n_batches} · {self.n_batches_per_second():.2g}/s · "
+            f"loss {loss:.0f} · validation {_headline(self.metrics)}",
             last,
         )
 
@@ -373,7 +373,8 @@ def _headline(metrics: dict[str, Any]) -> str:
     if not metrics:
         return "to come"
     key = "tensor" if metrics["tensor"] is not None else "magnitude"
-    return f"{key} {metrics[key]:.0f} (naive {metrics['naive'][key]:.0f}) meV/Å"
+    named = "" if key == "tensor" else f"{key} "
+    return f"{named}{metrics[key]:.0f} (naive {metrics['naive'][key]:.0f}) meV/Å"
 
 
 def _card(config: TrainingConfig, training: ForceDataset, scale: float) -> dict[str, Any]:

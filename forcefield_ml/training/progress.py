@@ -6,7 +6,8 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.table import Column
 
 PLAIN_SECONDS = 10.0
 """Between two lines where the output is no terminal."""
@@ -29,8 +30,15 @@ class ProgressLine:
         self._last = -PLAIN_SECONDS
         self._bar: Progress | None = None
         if self._console.is_terminal and not quiet:
-            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-            self._bar = Progress(*columns, TextColumn("{task.fields[text]}"), console=self._console)
+            # the text alone may be cut in a narrow terminal
+            whole = (Column(no_wrap=True, min_width=len(title)), Column(min_width=12), Column(min_width=4))
+            self._bar = Progress(
+                TextColumn("{task.description}", table_column=whole[0]),
+                BarColumn(bar_width=12, table_column=whole[1]),
+                TaskProgressColumn(table_column=whole[2]),
+                TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True)),
+                console=self._console,
+            )
             self._task = self._bar.add_task(title, total=1.0, text="")
 
     def __enter__(self) -> ProgressLine:
