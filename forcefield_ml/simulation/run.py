@@ -11,7 +11,9 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+import warnings as warnings_module
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -125,8 +127,6 @@ def simulate(config: SimulationConfig, restart: bool = False, message: Message =
             raise UnstableError(f"{former['event']['reason']} (a former run in {folder}). Use --restart to try again.")
         message(f"{folder} holds the finished run ({former['steps']} steps); --restart runs it again")
         return former
-    if not (folder / "config.json").is_file():
-        record.write_whole(folder / "config.json", json.dumps(resolved, indent=1).encode())
     warnings = _timestep_warnings(config, message)
 
     topology_file = folder / record.TOPOLOGY
@@ -137,6 +137,8 @@ def simulate(config: SimulationConfig, restart: bool = False, message: Message =
         prepared = build.solvated(
             config.structure, topology_file, ph=config.ph, padding=config.padding, seed=config.seed
         )
+    if not (folder / "config.json").is_file():
+        record.write_whole(folder / "config.json", json.dumps(resolved, indent=1).encode())
     system = build.mm_system(prepared, config.force_field, config.cutoff)
     options = _context_options(config)
     fired: dict[str, Any] | None = None
@@ -168,14 +170,16 @@ def simulate(config: SimulationConfig, restart: bool = False, message: Message =
     _place(context, snapshot)
     new = not (folder / record.CHECKPOINT).is_file()
     if new and config.start == "minimised" and config.fire_steps:
-        fired = asdict(minimise(context, config.fire_tolerance, config.fire_steps))
+        with _without_energy_warning():
+            fired = asdict(minimise(context, config.fire_tolerance, config.fire_steps))
         message(f"FIRE: largest force {fired['start_max_force']:.0f} -> {fired['max_force']:.0f} kJ/mol/nm")
         context.setVelocitiesToTemperature(config.temperature * unit.kelvin, config.seed + 1)
         snapshot = _snapshot(context, 0, 0.0)
     if not new:
         message(f"going on from step {snapshot.step} in {folder}")
     run = _Run(config, prepared, simulated, context, integrator)
-    status, event, last = run.loop(snapshot, resume=not new)
+    with _without_energy_warning():
+        status, event, last = run.loop(snapshot, resume=not new)
     result = describe_run(
         config, resolved, prepared, simulated, status=status, event=event, last=last, speed=run.speed, fire=fired
     )
@@ -303,6 +307,14 @@ class _Run:
                 }
             )
         return event
+
+
+@contextmanager
+def _without_energy_warning() -> Iterator[None]:
+    """Keep the warning against minimisers and barostats from the screen: neither is used with the model here."""
+    with warnings_module.catch_warnings():
+        warnings_module.filterwarnings("ignore", message="this model has forces but no energy")
+        yield
 
 
 def _snapshot(context: openmm.Context, step: int, seconds: float) -> record.Snapshot:

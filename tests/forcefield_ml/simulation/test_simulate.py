@@ -36,14 +36,18 @@ def quiet(line: str) -> None:
     """Take a message and say nothing."""
 
 
-@pytest.fixture(scope="session")
-def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fast network with random weights and small forces."""
+def write_model(folder: Path, rms_force: float) -> Path:
     torch.manual_seed(5)
     config = {"architecture": "fast", "n_channels": 6, "n_layers": 2, "n_basis": 8, "n_units": 4, "n_first_units": 6}
     model = models.build(config).eval()
-    model.set_scale(200.0)
-    return bundle.write(model, make_card(model), tmp_path_factory.mktemp("model") / "model.pt")
+    model.set_scale(rms_force)
+    return bundle.write(model, make_card(model), folder / "model.pt")
+
+
+@pytest.fixture(scope="session")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fast network with random weights and small forces."""
+    return write_model(tmp_path_factory.mktemp("model"), 200.0)
 
 
 @pytest.fixture(scope="session")
@@ -164,9 +168,9 @@ def test_runs_a_model_in_mode_solute(peptide_file: Path, model_file: Path, tmp_p
     assert result["status"] == "finished"
 
 
-def test_unstable_run_stops_and_keeps_the_last_good_state(peptide_file: Path, model_file: Path, tmp_path: Path) -> None:
+def test_unstable_run_stops_and_keeps_the_last_good_state(peptide_file: Path, tmp_path: Path) -> None:
     """A guard names the atoms; result.json and a finite state are written; running again tells it at once."""
-    config = settings(peptide_file, tmp_path, model=model_file, max_temperature=400.0, timestep_fs=2.0, steps=2000)
+    config = settings(peptide_file, tmp_path, model=write_model(tmp_path, 20000.0), max_temperature=600.0, steps=2000)
     with pytest.raises(UnstableError, match=r"temperature of the solute|force on"):
         simulate(config, message=quiet)
     result = json.loads((tmp_path / "result.json").read_text())
