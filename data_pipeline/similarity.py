@@ -202,10 +202,11 @@ def _mmseqs(sequences: dict[str, str]) -> list[Hit]:
 
 
 def expect_value(score: float, length: int, database: int) -> float:
-    """Return the number of chance alignments of at least this score, as BLAST reckons it.
+    """Return the number of chance alignments of at least this score, by the formula of BLAST's first gapped release.
 
     ``E = K (m - l) n exp(-lambda S)``, where the length adjustment l, the part of the query in which no alignment
-    can start, solves ``l = alpha / lambda ln(K (m - l) n) + beta``.
+    can start, solves ``l = alpha / lambda ln(K (m - l) n) + beta``. BLAST has since refined the correction for short
+    sequences: near `MAX_EXPECT` its values are a half to a sixth of these, far below it still smaller.
 
     Parameters
     ----------

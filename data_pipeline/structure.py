@@ -124,9 +124,9 @@ def _read_pdb(data: bytes) -> Entry:
 
 
 def _from_archive(data: bytes) -> bool:
-    """Tell whether a file carries the records that only the archive writes."""
+    """Tell whether a file is written as the archive does: with a header, with ``#`` between mmCIF categories."""
     if _CIF_BLOCK.match(data):
-        return b"_pdbx_database_status." in data or b"_database_2." in data
+        return re.match(rb"data_\S+\s*\n#\s*\n", data) is not None
     return data.startswith(b"HEADER") or re.search(rb"^SEQRES", data, re.MULTILINE) is not None
 
 
