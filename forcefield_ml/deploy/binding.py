@@ -15,7 +15,7 @@ from forcefield_ml.errors import ForceModeError, TopologyError
 from forcefield_ml.graph.box import check_box
 
 FEWEST_HYDROGENS = {
-    "ALA": 5, "ARG": 11, "ASH": 5, "ASN": 6, "ASP": 4, "CYM": 4, "CYS": 4, "CYX": 4, "GLH": 7, "GLN": 8, "GLU": 6,
+    "ALA": 5, "ARG": 12, "ASH": 5, "ASN": 6, "ASP": 4, "CYM": 4, "CYS": 4, "CYX": 4, "GLH": 7, "GLN": 8, "GLU": 6,
     "GLY": 3, "HID": 7, "HIE": 7, "HIP": 8, "HIS": 7, "ILE": 11, "LEU": 11, "LYN": 12, "LYS": 12, "MET": 9, "PHE": 9,
     "PRO": 7, "SER": 5, "THR": 7, "TRP": 10, "TYR": 8, "VAL": 9, "ACE": 3, "NME": 4, "HOH": 2, "WAT": 2,
 }  # fmt: skip

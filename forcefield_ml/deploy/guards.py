@@ -61,7 +61,7 @@ def check(simulation: Any) -> Any:
     if models[0].usesPeriodicBoundaryConditions():
         box = np.array(units.strip(simulation.context.getState().getPeriodicBoxVectors(), "nanometer"), dtype=float)
         check_box(torch.tensor(box), 0.0)
-        default = np.array(units.strip(system.getDefaultPeriodicBoxVectors(), "nanometer"), dtype=float)
+        default = np.array([units.strip(row, "nanometer") for row in system.getDefaultPeriodicBoxVectors()])
         if energyless and np.abs(box - default).max() > 1e-4:
             raise BoxError(
                 f"the Context's box {box.round(4).tolist()} nm is not the one the model was bound to, "

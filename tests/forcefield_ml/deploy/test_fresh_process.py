@@ -1,0 +1,125 @@
+"""Import order, laziness and the commands, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from deploy_helpers import Deployed, Molecules, eager_forces
+from openmm import app, unit
+from typer.testing import CliRunner
+
+from forcefield_ml import models
+from forcefield_ml.cli import app as cli
+from forcefield_ml.deploy import doctor
+from forcefield_ml.training import checkpoint as checkpoints
+
+BOTH_BACKENDS = """
+import sys, warnings
+import numpy as np
+{imports}
+import forcefield_ml, openmm
+from openmm import app
+warnings.simplefilter("ignore")
+path, structure, expected = sys.argv[1:]
+cif = app.PDBxFile(structure)
+expected = np.load(expected)
+model = forcefield_ml.load(path)
+for backend in ("torchforce", "pythonforce"):
+    for platform in ("Reference", "CPU"):
+        system = openmm.System()
+        for atom in cif.topology.atoms():
+            system.addParticle(atom.element.mass)
+        system.setDefaultPeriodicBoxVectors(*cif.topology.getPeriodicBoxVectors())
+        system.addForce(model.create_force(cif.topology, backend=backend))
+        context = openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName(platform))
+        context.setPositions(cif.positions)
+        found = context.getState(forces=True).getForces(asNumpy=True)._value
+        error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+        print(backend, platform, error)
+        assert error < 1e-4
+"""
+
+
+def fresh(code: str, *arguments: str) -> str:
+    """Run code in a new interpreter and return what it printed."""
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("imports", ["import openmm, torch", "import torch, openmm", "import openmm"])
+def test_import_order(imports: str, wet: Molecules, deployed: dict[str, Deployed], tmp_path: Path) -> None:
+    """Whichever of torch and openmm came first, both backends give the eager forces on both platforms."""
+    structure = tmp_path / "wet.cif"
+    with open(structure, "w") as file:
+        app.PDBxFile.writeFile(wet.topology, wet.positions * unit.nanometer, file, keepIds=True)
+    read = app.PDBxFile(str(structure))
+    positions = np.array(read.positions.value_in_unit(unit.nanometer))
+    box = np.array(read.topology.getPeriodicBoxVectors().value_in_unit(unit.nanometer))
+    expected = eager_forces(deployed["tfn"].eager, Molecules(read.topology, positions, box, wet.solute))
+    expected[np.setdiff1d(np.arange(len(expected)), wet.solute)] = 0
+    np.save(tmp_path / "expected.npy", expected)
+    code = BOTH_BACKENDS.format(imports=imports)
+    printed = fresh(code, str(deployed["tfn"].path), str(structure), str(tmp_path / "expected.npy"))
+    assert len(printed.splitlines()) == 4, printed
+
+
+def test_without_the_repair_torchforce_fails() -> None:
+    """Negative control: with openmm first and no repair the kernels are not there (else drop the repair)."""
+    fresh("import openmm, torch\nassert any('OpenMMTorchRef' in m for m in openmm.Platform.getPluginLoadFailures())")
+
+
+def test_importing_the_package_is_light() -> None:
+    """`import forcefield_ml` and the help of its command bring neither torch nor openmm."""
+    code = "import sys, forcefield_ml, forcefield_ml.cli\nprint([m for m in ('torch', 'openmm') if m in sys.modules])"
+    assert fresh(code).strip() == "[]"
+
+
+def test_export_command(tmp_path: Path) -> None:
+    """`forcefield-ml export` writes a model and prints its card; a file that is no checkpoint ends in one message."""
+    model = models.build({"architecture": "fast", "n_channels": 4, "n_layers": 2})
+    checkpoints.save(tmp_path / "best.pt", checkpoints.Checkpoint(model.config, model.state_dict(), {"n_batches": 2}))
+    out = tmp_path / "model.pt"
+    result = CliRunner().invoke(cli, ["export", str(tmp_path / "best.pt"), "-o", str(out), "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["training"]["n_batches"] == 2 and out.is_file()
+    refused = subprocess.run(
+        [sys.executable, "-c", "from forcefield_ml.cli import main; main()", "export", str(out)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert (
+        refused.returncode == 1 and refused.stderr.startswith("forcefield-ml: ") and "Traceback" not in refused.stderr
+    )
+
+
+def test_doctor_finds_a_healthy_installation() -> None:
+    """The doctor has tried both backends, and its JSON is one object."""
+    result = CliRunner().invoke(cli, ["doctor", "--json"])
+    diagnosis = json.loads(result.stdout)
+    assert result.exit_code == 0 and diagnosis["healthy"]
+    status = {finding["name"]: finding["status"] for finding in diagnosis["findings"]}
+    assert status["pythonforce"] == status["torchforce"] == "ok"
+    assert {"Reference", "CPU"} <= set(diagnosis["platforms"])
+
+
+def test_doctor_finds_a_broken_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend that gives wrong forces, one that raises and missing programs are found, with what mends them."""
+
+    def broken(backend: str) -> dict[str, float]:
+        if backend == "torchforce":
+            raise RuntimeError("no kernels")
+        return {"Reference": 0.5}
+
+    monkeypatch.setattr(doctor, "_try_backend", broken)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    result = CliRunner().invoke(cli, ["doctor"])
+    assert result.exit_code == 1
+    for expected in ("wrong forces", "no kernels", "pip install", "apt-get install ncbi-blast+", "something needed"):
+        assert expected in result.stdout

@@ -1,0 +1,147 @@
+"""Topologies and simulations that would run and be wrong are refused before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import openmm
+import pytest
+from deploy_helpers import Deployed, Molecules
+from openmm import app, unit
+
+import forcefield_ml
+from forcefield_ml.deploy.binding import FEWEST_HYDROGENS
+from forcefield_ml.errors import BoxError, ForceModeError, TopologyError
+
+pytestmark = pytest.mark.filterwarnings("ignore:this model has forces but no energy")
+
+
+def without(molecules: Molecules, unwanted: Callable[[app.topology.Atom], bool]) -> app.Topology:
+    """Return the topology less some atoms."""
+    modeller = app.Modeller(molecules.topology, molecules.positions * unit.nanometer)
+    modeller.delete([atom for atom in molecules.topology.atoms() if unwanted(atom)])
+    return modeller.topology
+
+
+def test_missing_hydrogens_are_named(wet: Molecules, deployed: dict[str, Deployed]) -> None:
+    """A structure without hydrogens, or one residue without them, is refused; the residue is named."""
+    model = forcefield_ml.load(deployed["fast"].path)
+    bare = without(wet, lambda atom: atom.element.symbol == "H")
+    with pytest.raises(TopologyError, match=r"LYS351 \(0 of at least 12\).*addHydrogens"):
+        model.create_force(bare)
+    one = without(wet, lambda atom: atom.residue.name == "ASP" and atom.name == "HA")
+    with pytest.raises(TopologyError, match=r"ASP352 \(3 of at least 4\)"):
+        model.create_force(one)
+    water = next(r for r in wet.topology.residues() if r.name == "HOH")
+    dehydrated = without(wet, lambda atom: atom.residue == water and atom.name == "H2")
+    with pytest.raises(TopologyError, match=r"HOH.* \(1 of at least 2\)"):
+        model.create_force(dehydrated)
+
+
+def test_fewest_hydrogens_are_those_of_openmm() -> None:
+    """The table agrees with OpenMM's definitions: hydrogens in mid-chain that no variant can lack."""
+    import xml.etree.ElementTree as ElementTree
+    from pathlib import Path
+
+    tree = ElementTree.parse(Path(app.__file__).parent / "data" / "hydrogens.xml")
+    for residue in tree.getroot().findall("Residue"):
+        name = str(residue.get("name"))
+        if name not in FEWEST_HYDROGENS:
+            continue
+        variants = [str(v.get("name")) for v in residue.findall("Variant")] or [name]
+        counts = {
+            variant: sum(
+                h.get("terminal") in (None, "-C")
+                and (h.get("variant") is None or variant in str(h.get("variant")).split(","))
+                for h in residue.findall("H")
+            )
+            for variant in variants
+        }
+        assert FEWEST_HYDROGENS[name] <= min(counts.values()), (name, counts)
+        assert FEWEST_HYDROGENS[name] >= min(counts.values()) - 1, (name, counts)
+
+
+def test_unknown_elements_are_named(wet: Molecules, deployed: dict[str, Deployed]) -> None:
+    """An element the model never saw is refused, with its residue and the elements that are known."""
+    topology = without(wet, lambda atom: False)
+    chain = topology.addChain("Z")
+    topology.addAtom("ZN", app.Element.getBySymbol("Zn"), topology.addResidue("ZN", chain, "7"))
+    with pytest.raises(TopologyError, match=r"does not know Zn \(in Z:ZN7\).*H, C, N, O"):
+        forcefield_ml.load(deployed["fast"].path).create_force(topology)
+    topology.addAtom("M", None, topology.addResidue("HO4", chain, "8"))
+    with pytest.raises(TopologyError, match="virtual sites"):
+        forcefield_ml.load(deployed["fast"].path).create_force(topology)
+
+
+def test_atoms_must_suit(wet: Molecules, deployed: dict[str, Deployed]) -> None:
+    """An index out of range, an empty choice, solvent for a solute model, and a topology without protein."""
+    model = forcefield_ml.load(deployed["fast"].path)
+    n_atoms = wet.topology.getNumAtoms()
+    with pytest.raises(TopologyError, match=str(n_atoms - 1)):
+        model.create_force(wet.topology, atoms=[0, n_atoms])
+    with pytest.raises(TopologyError, match="empty"):
+        model.create_force(wet.topology, atoms=[])
+    with pytest.raises(ForceModeError, match="solute atoms only"):
+        model.create_force(wet.topology, atoms=range(n_atoms))
+    with pytest.raises(TopologyError, match="no residue is an amino acid"):
+        model.create_force(without(wet, lambda atom: atom.index in wet.solute))
+
+
+@pytest.mark.parametrize("shape", ["low", "sheared"])
+def test_small_boxes(shape: str, wet: Molecules, deployed: dict[str, Deployed]) -> None:
+    """A box lower than twice the cutoff is refused, also where only the shear makes it low."""
+    model = forcefield_ml.load(deployed["fast"].path)
+    cutoff = float(model.card["neighbours"]["cutoff"])
+    topology = without(wet, lambda atom: False)
+    edge = 2 * cutoff + 0.01
+    vectors = {
+        "low": [[2, 0, 0], [0, 2, 0], [0, 0, edge - 0.02]],
+        "sheared": [[edge, 0, 0], [0.45 * edge, edge, 0], [-0.45 * edge, 0.45 * edge, edge]],
+    }[shape]
+    topology.setPeriodicBoxVectors([openmm.Vec3(*row) for row in vectors] * unit.nanometer)
+    with pytest.raises(BoxError, match="twice the cutoff"):
+        model.create_force(topology)
+    upright = np.diag([edge] * 3)
+    topology.setPeriodicBoxVectors([openmm.Vec3(*row) for row in upright] * unit.nanometer)
+    model.create_force(topology)  # control
+
+
+def simulation_of(
+    molecules: Molecules, forcefield: app.ForceField, deployed: Deployed | None, step: float = 0.001
+) -> app.Simulation:
+    """Return a Simulation in mode solute, or of MM alone."""
+    system = forcefield.createSystem(
+        molecules.topology, nonbondedMethod=app.PME, nonbondedCutoff=0.8, constraints=None, rigidWater=False
+    )
+    if deployed is not None:
+        forcefield_ml.load(deployed.path).add_to_system(system, molecules.topology)
+    platform = openmm.Platform.getPlatformByName("CPU")
+    simulation = app.Simulation(molecules.topology, system, openmm.VerletIntegrator(step), platform)
+    simulation.context.setPositions(molecules.positions)
+    return simulation
+
+
+def test_check_refuses_the_minimiser(wet: Molecules, forcefield: app.ForceField, deployed: dict[str, Deployed]) -> None:
+    """After check, minimizeEnergy says why it cannot work and what can; a simulation of MM alone is left as it is."""
+    simulation = simulation_of(wet, forcefield, deployed["fast"])
+    assert forcefield_ml.check(simulation) is simulation
+    with pytest.raises(ForceModeError, match=r"fire\.minimise"):
+        simulation.minimizeEnergy(maxIterations=1)
+    plain = simulation_of(wet, forcefield, None, step=0.002)
+    forcefield_ml.check(plain).minimizeEnergy(maxIterations=1)
+
+
+def test_check_refuses_barostats_steps_and_boxes(
+    wet: Molecules, forcefield: app.ForceField, deployed: dict[str, Deployed]
+) -> None:
+    """A barostat added later, a step of 2 fs on free hydrogens, another box: each is refused."""
+    with pytest.raises(ForceModeError, match="2 fs"):
+        forcefield_ml.check(simulation_of(wet, forcefield, deployed["fast"], step=0.002))
+    simulation = simulation_of(wet, forcefield, deployed["fast"])
+    simulation.context.setPeriodicBoxVectors(*(openmm.Vec3(*row) for row in wet.box * 1.01))
+    with pytest.raises(BoxError, match="bound to"):
+        forcefield_ml.check(simulation)
+    simulation.system.addForce(openmm.MonteCarloBarostat(1, 300))
+    with pytest.raises(ForceModeError, match=r"MonteCarloBarostat.*constant volume"):
+        forcefield_ml.check(simulation)

@@ -1,0 +1,201 @@
+"""The four modes atom by atom against independent sums, and their refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openmm
+import pytest
+from deploy_helpers import (
+    Deployed,
+    Molecules,
+    bare_system,
+    context_of,
+    eager_forces,
+    forces_of,
+    make_model,
+    write_model,
+)
+from openmm import app, unit
+
+import forcefield_ml
+from forcefield_ml.errors import BoxError, ForceModeError, TopologyError
+
+pytestmark = pytest.mark.filterwarnings("ignore:this model has forces but no energy")
+
+PER_ATOM = 1e-4
+"""|difference| on an atom over the root mean square MM force, single precision MM taken twice."""
+
+
+def mm_system(molecules: Molecules, forcefield: app.ForceField, **options: Any) -> openmm.System:
+    """Return AMBER14 with PME in a box, without a cutoff in vacuum; flexible unless asked otherwise."""
+    method = {"nonbondedMethod": app.NoCutoff}
+    if molecules.box is not None:
+        method = {"nonbondedMethod": app.PME, "nonbondedCutoff": 0.8 * unit.nanometer}
+    flexible = {"constraints": None, "rigidWater": False, "removeCMMotion": False}
+    return forcefield.createSystem(molecules.topology, **{**method, **flexible, **options})
+
+
+def per_atom(found: np.ndarray, expected: np.ndarray, scale: float) -> float:
+    """Return the largest |found - expected| of an atom over a scale."""
+    return float(np.linalg.norm(found - expected, axis=1).max() / scale)
+
+
+@pytest.mark.parametrize("platform", ["Reference", "CPU"])
+@pytest.mark.parametrize("backend", ["pythonforce", "torchforce"])
+@pytest.mark.parametrize("structure", ["wet", "dry"])
+def test_solute(
+    platform: str,
+    backend: str,
+    structure: str,
+    forcefield: app.ForceField,
+    deployed: dict[str, Deployed],
+    request: pytest.FixtureRequest,
+) -> None:
+    """Each solute atom feels exactly the network, each solvent atom exactly full MM, solute included."""
+    molecules: Molecules = request.getfixturevalue(structure)
+    system = mm_system(molecules, forcefield)
+    mm = forces_of(context_of(system, molecules, platform))
+    scale = float(np.sqrt((mm**2).sum(1).mean()))
+    expected = eager_forces(deployed["fast"].eager, molecules)
+    solvent = np.setdiff1d(np.arange(len(mm)), molecules.solute)
+    expected[solvent] = mm[solvent]
+    assert per_atom(mm[molecules.solute], expected[molecules.solute], scale) > 0.1, "control: MM is another force"
+    model = forcefield_ml.load(deployed["fast"].path)
+    returned = model.add_to_system(system, molecules.topology, backend=backend)
+    assert returned is system
+    context = context_of(system, molecules, platform)
+    for factor in (1.0, 1.002, 1.0):  # the inner Context follows the positions
+        context.setPositions(molecules.positions * factor)
+        found = forces_of(context)
+    assert per_atom(found, expected, scale) < PER_ATOM
+    assert any(isinstance(force, openmm.CMMotionRemover) for force in system.getForces())
+
+
+def test_solute_runs_with_any_integrator_and_survives_xml(
+    wet: Molecules, forcefield: app.ForceField, deployed: dict[str, Deployed]
+) -> None:
+    """The System can be stored, read back and stepped by a Langevin integrator; forces are those before."""
+    system = mm_system(wet, forcefield)
+    forcefield_ml.load(deployed["fast"].path).add_to_system(system, wet.topology)
+    expected = forces_of(context_of(system, wet, "CPU"))
+    again = openmm.XmlSerializer.clone(system)
+    integrator = openmm.LangevinMiddleIntegrator(300, 5, 0.0002)
+    context = openmm.Context(again, integrator, openmm.Platform.getPlatformByName("CPU"))
+    context.setPositions(wet.positions)
+    assert np.allclose(forces_of(context), expected, rtol=1e-3, atol=0.5)
+    integrator.step(3)
+    assert np.isfinite(forces_of(context)).all()
+
+
+def test_solute_parameters_and_rigid_water(
+    wet: Molecules, forcefield: app.ForceField, deployed: dict[str, Deployed]
+) -> None:
+    """Rigid water may stay; constraints on the solute are refused with the option that avoids them."""
+    model = forcefield_ml.load(deployed["fast"].path)
+    model.add_to_system(mm_system(wet, forcefield, rigidWater=True), wet.topology)
+    with pytest.raises(ForceModeError, match="constraints=None"):
+        model.add_to_system(mm_system(wet, forcefield, constraints=app.HBonds), wet.topology)
+
+
+def test_embedded(wet: Molecules, dry: Molecules, forcefield: app.ForceField, tmp_path: Path) -> None:
+    """Solvent feels full MM; the solute feels MM without its own terms plus the network of itself alone.
+
+    The solute's own MM terms are computed from the solute in vacuum, without a cutoff.
+    """
+    path = write_model(tmp_path, predicts="solute_alone")
+    system = mm_system(wet, forcefield)
+    full = forces_of(context_of(system, wet, "Reference"))
+    alone = Molecules(dry.topology, wet.positions[wet.solute], None, dry.solute)
+    expected = full.copy()
+    expected[wet.solute] -= forces_of(context_of(mm_system(alone, forcefield), alone, "Reference"))
+    expected[wet.solute] += eager_forces(make_model("fast"), alone)
+    mixed = forcefield_ml.load(path).add_to_system(system, wet.topology, mode="embedded")
+    assert system.getNumForces() == mixed.getNumForces() - 1, "the MM system given stays as it is"
+    found = forces_of(context_of(mixed, wet, "Reference"))
+    scale = float(np.sqrt((full**2).sum(1).mean()))
+    assert per_atom(found, expected, scale) < 2e-3  # Lennard-Jones beyond the cutoff, Ewald tolerance
+    others = np.setdiff1d(np.arange(len(full)), wet.solute)
+    assert per_atom(found[others], full[others], scale) < 1e-9
+
+
+def test_embedded_refuses_forces_it_cannot_split(wet: Molecules, forcefield: app.ForceField, tmp_path: Path) -> None:
+    """A force of a class whose terms cannot be told apart is named."""
+    system = mm_system(wet, forcefield)
+    force = openmm.CustomCentroidBondForce(1, "x1")
+    force.setName("restraint of the centre")
+    system.addForce(force)
+    model = forcefield_ml.load(write_model(tmp_path, predicts="solute_alone"))
+    with pytest.raises(ForceModeError, match="restraint of the centre"):
+        model.add_to_system(system, wet.topology, mode="embedded")
+
+
+def test_correction(dry: Molecules, forcefield: app.ForceField, tmp_path: Path) -> None:
+    """The network's force comes on top of MM."""
+    path = write_model(tmp_path, predicts="reference_minus_mm")
+    system = mm_system(dry, forcefield)
+    expected = forces_of(context_of(system, dry, "Reference")) + eager_forces(make_model("fast"), dry)
+    forcefield_ml.load(path).add_to_system(system, dry.topology, mode="correction")
+    found = forces_of(context_of(system, dry, "Reference"))
+    assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 1e-4
+
+
+ALLOWED = {
+    ("total", "solute"): {"solute"},
+    ("total", "all"): {"solute", "system"},
+    ("solute_alone", "solute"): {"embedded"},
+    ("reference_minus_mm", "solute"): {"correction"},
+}
+
+
+@pytest.mark.parametrize("predicts, target_atoms", ALLOWED)
+def test_the_card_decides(
+    predicts: str, target_atoms: str, dry: Molecules, forcefield: app.ForceField, tmp_path: Path
+) -> None:
+    """Each card admits its own modes and no other; the refusal of a known mode names what the card says."""
+    model = forcefield_ml.load(write_model(tmp_path, predicts=predicts, target_atoms=target_atoms))
+    for mode in ("system", "solute", "embedded", "correction"):
+        system = bare_system(dry) if mode == "system" else mm_system(dry, forcefield)
+        if mode in ALLOWED[predicts, target_atoms]:
+            model.add_to_system(system, dry.topology, mode=mode)
+        else:
+            with pytest.raises(ForceModeError, match="card"):
+                model.add_to_system(system, dry.topology, mode=mode)
+    with pytest.raises(ForceModeError, match="Did you mean 'solute'"):
+        model.add_to_system(bare_system(dry), dry.topology, mode="solut")
+
+
+def test_create_system_sends_a_solute_model_to_add_to_system(dry: Molecules, deployed: dict[str, Deployed]) -> None:
+    """The error says what to call instead."""
+    with pytest.raises(ForceModeError, match=r"model\.add_to_system"):
+        forcefield_ml.load(deployed["fast"].path).create_system(dry.topology)
+
+
+def test_systems_that_do_not_fit(
+    dry: Molecules, wet: Molecules, forcefield: app.ForceField, deployed: dict[str, Deployed], tmp_path: Path
+) -> None:
+    """No MM forces, another topology, another box, a barostat, a second model: each is refused with its reason."""
+    model = forcefield_ml.load(deployed["fast"].path)
+    with pytest.raises(ForceModeError, match="no forces"):
+        model.add_to_system(bare_system(dry), dry.topology)
+    with pytest.raises(TopologyError, match="particles"):
+        model.add_to_system(mm_system(dry, forcefield), wet.topology)
+    with pytest.raises(BoxError, match="not periodic"):
+        model.add_to_system(mm_system(wet, forcefield, nonbondedMethod=app.NoCutoff), wet.topology)
+    other = mm_system(wet, forcefield)
+    other.setDefaultPeriodicBoxVectors(*(openmm.Vec3(*row) for row in 1.1 * wet.box))
+    with pytest.raises(BoxError, match="setPeriodicBoxVectors"):
+        model.add_to_system(other, wet.topology)
+    barostat = mm_system(wet, forcefield)
+    barostat.addForce(openmm.MonteCarloBarostat(1, 300))
+    with pytest.raises(ForceModeError, match="constant volume"):
+        model.add_to_system(barostat, wet.topology)
+    twice = mm_system(wet, forcefield)
+    model.add_to_system(twice, wet.topology)
+    with pytest.raises(ForceModeError, match="second"):
+        model.add_to_system(twice, wet.topology)
+    whole = forcefield_ml.load(write_model(tmp_path, target_atoms="all"))
+    with pytest.raises(ForceModeError, match="create_system"):
+        whole.add_to_system(mm_system(wet, forcefield), wet.topology, mode="system")
