@@ -26,7 +26,7 @@ from data_pipeline.systems import DEFAULT_FORCE_FIELD, force_field, protein_mask
 MAX_PEPTIDE_BOND = 0.25
 """nm; a longer C-N distance between neighbours in the chain means that residues between them are missing."""
 
-MIN_DISTANCE = 0.06
+MIN_DISTANCE = 0.05
 """nm between atoms that are not bonded; anything nearer is a failed repair, not a strained one."""
 
 BOX_SHAPES = ("cube", "dodecahedron", "octahedron")
@@ -237,9 +237,11 @@ def check_geometry(topology: app.Topology, positions: np.ndarray) -> None:
 def write_prepared(topology: app.Topology, positions: np.ndarray, out: str | Path) -> None:
     """Write an mmCIF file without a date, so that the same system gives the same bytes; `out` appears complete.
 
-    Residues are numbered afresh: insertion codes would make bonds ambiguous.
+    Residues are numbered afresh, since insertion codes would make bonds ambiguous.
     """
-    for chain in topology.chains():
+    for index, chain in enumerate(topology.chains()):
+        if not chain.id.strip():  # old PDB files name no chain, and mmCIF has no blank value
+            chain.id = f"X{index}"
         for number, residue in enumerate(chain.residues(), start=1):
             residue.id, residue.insertionCode = str(number), ""
     buffer = io.StringIO()
