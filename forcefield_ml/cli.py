@@ -188,6 +188,50 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="print the diagn
         raise typer.Exit(1)
 
 
+@app.command()
+def validate(
+    model: Annotated[Path, typer.Argument(help="model.pt or a checkpoint (best.pt)")],
+    data: Annotated[Path, typer.Argument(metavar="INPUT", help="dataset.h5, or a PDB entry to label and judge on")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="folder for report.html and report.json")],
+    split: Annotated[str, typer.Option(help="of the dataset: train, validation or test")] = "test",
+    also: Annotated[list[Path] | None, typer.Option(help="another model to compare with; may be repeated")] = None,
+    pipeline: Annotated[
+        list[Path] | None, typer.Option(help="folder of a data-pipeline run to tell of; may be repeated")
+    ] = None,
+    simulation: Annotated[
+        list[Path] | None, typer.Option(help="folder of a simulation to show; may be repeated")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="simulate the PDB entry for so many steps, too")] = None,
+    frames: Annotated[int, typer.Option(help="thermal frames to label of a PDB entry")] = 2,
+    seed: Annotated[int, typer.Option(help="of preparation, sampling and rotation")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="print report.json")] = False,
+) -> None:
+    """Judge a model against AMBER forces and write one self-contained page.
+
+    The page holds the metrics beside the paper's, the paper's figure 3, errors by element and protein, and, where
+    given, simulations, what the pipeline rejected and why, and other models on the same frames.
+    """
+    from forcefield_ml.config import parse_config
+    from forcefield_ml.validation.validate import ValidationConfig
+    from forcefield_ml.validation.validate import validate as run
+
+    settings = {
+        "model": model,
+        "input": data,
+        "output": output,
+        "split": split,
+        "also": tuple(also or ()),
+        "pipelines": tuple(pipeline or ()),
+        "simulations": tuple(simulation or ()),
+        "steps": steps,
+        "frames": frames,
+        "seed": seed,
+    }
+    config = parse_config(ValidationConfig, settings, source="validate")
+    html, plain = run(config, message=lambda line: typer.echo(line, err=True))
+    typer.echo(plain.read_text(encoding="utf-8") if as_json else f"{html}\n{plain}")
+
+
 def main() -> None:
     """Run the command line; errors this package raises on purpose end as one message and exit code 1."""
     try:

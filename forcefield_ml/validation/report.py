@@ -1,0 +1,259 @@
+"""report.html, one page that needs no other file, and report.json, the same for machines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+import forcefield_ml
+from forcefield_ml.errors import ConfigError
+from forcefield_ml.simulation.record import write_whole
+from forcefield_ml.validation import figures, paper
+from forcefield_ml.validation.verdict import beaten, describe_model, verdict
+
+FORMAT = "forcefield-ml-report"
+
+METRICS = (
+    ("tensor", "Tensor", "meV/Å", 1),
+    ("magnitude", "Magnitude", "meV/Å", 1),
+    ("angle", "Angle", "degrees", 1),
+    ("relative", "Relative", "", 3),
+    ("pearson", "Pearson of magnitudes", "", 3),
+)
+"""Key, name, unit and decimals of the metrics shown."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A model and how it did.
+
+    Parameters
+    ----------
+    name
+        Of its file.
+    card
+        Its card, or what its checkpoint holds.
+    metrics
+        Of `training.evaluate.evaluate`.
+    """
+
+    name: str
+    card: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """Everything a page is made of; what is not given is left out.
+
+    Parameters
+    ----------
+    model
+        The model the page is about.
+    per_atom
+        .npz with true and predicted forces, as `evaluate` writes it.
+    also
+        Models to compare with.
+    symmetry
+        Of `symmetry.symmetry`.
+    pipelines
+        summary.json of each pipeline run.
+    simulations
+        result.json of each simulation.
+    commands
+        Lines that make it all again.
+    """
+
+    model: Judged
+    per_atom: Path | None = None
+    also: Sequence[Judged] = ()
+    symmetry: Mapping[str, Any] | None = None
+    pipelines: Sequence[Mapping[str, Any]] = ()
+    simulations: Sequence[Mapping[str, Any]] = ()
+    commands: Sequence[str] = field(default_factory=list)
+
+
+def write_report(out_dir: Path, inputs: ReportInputs) -> tuple[Path, Path]:
+    """Write report.html and report.json.
+
+    Parameters
+    ----------
+    out_dir
+        The folder; made where missing.
+    inputs
+        What to show.
+
+    Returns
+    -------
+    html, json
+        The files.
+
+    Raises
+    ------
+    ConfigError
+        If a file cannot be read or written.
+    """
+    out_dir.mkdir(parents=True, exist_ok=True)
+    values = content(inputs)
+    environment = Environment(
+        loader=PackageLoader("forcefield_ml.validation"),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = number
+    html, plain = out_dir / "report.html", out_dir / "report.json"
+    page = environment.get_template("report.html").render(**values, plots=plots(inputs), metric_rows=METRICS)
+    write_whole(html, page.encode("utf-8"))
+    write_whole(plain, json.dumps(values, indent=1, ensure_ascii=False).encode("utf-8"))
+    return html, plain
+
+
+def content(inputs: ReportInputs) -> dict[str, Any]:
+    """Return what report.json holds.
+
+    Parameters
+    ----------
+    inputs
+        What to show.
+    """
+    card, metrics = inputs.model.card, inputs.model.metrics
+    training = dict(card.get("training", {}))
+    training.pop("sequences", None)
+    minimised = [p for p in inputs.pipelines if p["datasheet"]["protocol"] == "minimized"]
+    return {
+        "format": FORMAT,
+        "made": f"forcefield-ml {forcefield_ml.__version__}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "verdict": verdict(card, metrics, inputs.simulations),
+        "good": not beaten(metrics)[1],
+        "model": {"name": inputs.model.name, "is": describe_model(card), "config": card.get("model_config", {})},
+        "training": training,
+        "metrics": dict(metrics),
+        "paper": {"table_1": paper.TABLE_1, "note": paper.NOTE},
+        "also": [_compared(judged) for judged in (inputs.model, *inputs.also)] if inputs.also else [],
+        "symmetry": dict(inputs.symmetry) if inputs.symmetry else None,
+        "minimised": [_minimised(p) for p in minimised],
+        "pipelines": [dict(p) for p in inputs.pipelines],
+        "simulations": [dict(s) for s in inputs.simulations],
+        "versions": _versions(inputs),
+        "commands": list(inputs.commands),
+    }
+
+
+def plots(inputs: ReportInputs) -> dict[str, Any]:
+    """Return the figures as SVG, by name.
+
+    Parameters
+    ----------
+    inputs
+        What to show.
+
+    Raises
+    ------
+    ConfigError
+        If the per-atom forces cannot be read.
+    """
+    drawn: dict[str, Any] = {"figure_3": {}, "elements": Markup(""), "simulations": []}
+    if inputs.per_atom is not None:
+        try:
+            with np.load(inputs.per_atom, allow_pickle=False) as arrays:
+                target, predicted = arrays["target"], arrays["predicted"]
+        except (OSError, ValueError, KeyError) as error:
+            raise ConfigError(
+                f"{inputs.per_atom} holds no forces per atom: {error}. Delete it and run again."
+            ) from None
+        # Markup: our own SVG, with no text from outside but numbers and names of elements.
+        drawn["figure_3"] = {name: Markup(svg) for name, svg in figures.figure_3(target, predicted).items()}
+    if inputs.model.metrics["elements"]:
+        drawn["elements"] = Markup(figures.by_group(inputs.model.metrics["elements"], "element"))
+    for index, result in enumerate(inputs.simulations):
+        drawn["simulations"].append(_simulation_plots(result, index))
+    return drawn
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """Return a number for a table, a dash for none.
+
+    Parameters
+    ----------
+    value
+        The number.
+    digits
+        Decimals.
+    """
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def _simulation_plots(result: Mapping[str, Any], index: int) -> dict[str, Markup]:
+    series, structure = result["series"], result["structure"]
+    drawn = {}
+    if len(series["time_ps"]) > 1:
+        drawn["Kinetic temperature"] = figures.lines(
+            series["time_ps"],
+            {"solute": series["solute_K"], "solvent": series["solvent_K"]},
+            "temperature (K)",
+            level=result["temperature"]["target"],
+            level_label="thermostat",
+            name=f"temperature{index}",
+        )
+        drawn["Largest force on an atom"] = figures.lines(
+            series["time_ps"],
+            {"largest": series["max_force_kJ_mol_nm"]},
+            "force (kJ/mol/nm)",
+            name=f"force{index}",
+        )
+    if structure["frames"] > 1:
+        drawn[f"RMSD to the start, {structure['rmsd_atoms']}"] = figures.lines(
+            structure["time_ps"], {"RMSD": structure["rmsd_nm"]}, "RMSD (nm)", name=f"rmsd{index}"
+        )
+        drawn["Radius of gyration"] = figures.lines(
+            structure["time_ps"], {"Rg": structure["rg_nm"]}, "Rg (nm)", name=f"rg{index}"
+        )
+    return {title: Markup(svg) for title, svg in drawn.items()}
+
+
+def _compared(judged: Judged) -> dict[str, Any]:
+    training = judged.card.get("training", {})
+    return {
+        "name": judged.name,
+        "is": describe_model(judged.card),
+        "n_batches": training.get("n_batches"),
+        **{key: judged.metrics[key] for key, *_ in METRICS},
+    }
+
+
+def _minimised(summary: Mapping[str, Any]) -> dict[str, Any]:
+    sheet = summary["datasheet"]["splits"]["all"]
+    zero, mean = sheet["zero_predictor"], sheet["mean_magnitude_predictor"]
+    return {
+        "name": summary["name"],
+        "entries": sheet["entries"],
+        "zero_predictor": zero,
+        "mean_magnitude_predictor": mean,
+        "ratio": mean / zero if zero else None,
+        "paper_zero_predictor": paper.ZERO_PREDICTOR,
+        "paper_mean_magnitude_predictor": paper.MEAN_MAGNITUDE_PREDICTOR,
+        "paper_ratio": paper.MEAN_MAGNITUDE_PREDICTOR / paper.ZERO_PREDICTOR,
+    }
+
+
+def _versions(inputs: ReportInputs) -> dict[str, dict[str, str]]:
+    from forcefield_ml.deploy.card import package_versions
+
+    found = {"this page": package_versions(("torch", "openmm", "numpy", "matplotlib", "mdtraj"))}
+    trained = inputs.model.card.get("versions", {})
+    found["model"] = trained.get("trained") or {k: v for k, v in trained.items() if isinstance(v, str)}
+    for summary in inputs.pipelines:
+        found[f"data {summary['name']}"] = dict(summary["versions"])
+    for result in inputs.simulations:
+        found[f"simulation {result['structure_file']}"] = dict(result["versions"])
+    return found
