@@ -88,6 +88,9 @@ class SubtractMM:
         context: openmm.Context = self._context
         if self.periodic:
             context.setPeriodicBoxVectors(*state.getPeriodicBoxVectors())
+        outer = state.getParameters()
+        for name in context.getParameters():
+            context.setParameter(name, outer[name])
         context.setPositions(state.getPositions(asNumpy=True)._value)
         full = context.getState(forces=True).getForces(asNumpy=True)._value
         forces = np.zeros_like(full)

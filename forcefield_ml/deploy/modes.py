@@ -30,6 +30,7 @@ MEANING = {
     "total": "the total force, as the full system exerts it",
     "solute_alone": "the force that the chosen atoms exert on each other",
     "reference_minus_mm": "the difference between a reference and the MM force",
+    "magnitude": "how large a force is, without a direction",
 }
 
 
@@ -55,7 +56,7 @@ def check_mode(card: dict[str, Any], mode: str) -> None:
         fitting = ", ".join(repr(name) for name in MODES if NEEDED[name] == predicts)
         raise ForceModeError(
             f"mode {mode!r} needs a model that predicts {NEEDED[mode]!r} ({MEANING[NEEDED[mode]]}); by its card this "
-            f"one predicts {predicts!r} ({MEANING[predicts]}). Modes for it: {fitting}"
+            f"one predicts {predicts!r} ({MEANING[predicts]}). Modes for it: {fitting or 'none'}"
         )
     if mode == "system" and card["target_atoms"] != "all":
         raise ForceModeError(

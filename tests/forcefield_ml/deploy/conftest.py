@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+
 import openmm
 import pytest
+import torch
 from deploy_helpers import CONFIGS, FRAGMENT, Deployed, Molecules, make_model, molecules, solvated
 from openmm import app
 from pdbfixer import PDBFixer
 
 from forcefield_ml.deploy import bundle
 from forcefield_ml.deploy.card import make_card
+
+torch.set_num_threads(1)  # the systems are small: threads would only wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
 
 
 @pytest.fixture(scope="session")

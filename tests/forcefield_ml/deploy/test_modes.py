@@ -90,9 +90,22 @@ def test_solute_runs_with_any_integrator_and_survives_xml(
     assert np.isfinite(forces_of(context)).all()
 
 
-def test_solute_parameters_and_rigid_water(
-    wet: Molecules, forcefield: app.ForceField, deployed: dict[str, Deployed]
-) -> None:
+def test_solute_follows_parameters(dry: Molecules, forcefield: app.ForceField, deployed: dict[str, Deployed]) -> None:
+    """A term of the MM system that a parameter switches on later is taken off the solute, too."""
+    system = mm_system(dry, forcefield)
+    field = openmm.CustomExternalForce("strength*(x + 2*y)")
+    field.addGlobalParameter("strength", 0.0)
+    for i in dry.solute:
+        field.addParticle(i, [])
+    system.addForce(field)
+    forcefield_ml.load(deployed["fast"].path).add_to_system(system, dry.topology)
+    context = context_of(system, dry, "Reference")
+    before = forces_of(context)
+    context.setParameter("strength", 1e4)
+    assert np.abs(forces_of(context) - before).max() < 1
+
+
+def test_constraints_on_the_solute(wet: Molecules, forcefield: app.ForceField, deployed: dict[str, Deployed]) -> None:
     """Rigid water may stay; constraints on the solute are refused with the option that avoids them."""
     model = forcefield_ml.load(deployed["fast"].path)
     model.add_to_system(mm_system(wet, forcefield, rigidWater=True), wet.topology)
