@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from data_pipeline import pack as pack_module
+from data_pipeline.check import check, open_dataset, read_entries
+from data_pipeline.datasheet import MEV_PER_ANGSTROM, datasheet
+from data_pipeline.describe import markdown
+from data_pipeline.errors import PipelineError
+from data_pipeline.pack import PackedEntry, pack
+from data_pipeline.schema import ENTRY_FIELDS, SCHEMA_VERSION, SchemaError
+
+SEQUENCES = {"1aaa": "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ", "2bbb": "GSSGSSGWCPDNYTHEVCQMMLFRADGKPWNCE"}
+FILE_VALUES = {
+    "protocol": "thermal",
+    "force_field": "amber14-all.xml,amber14/tip3pfb.xml",
+    "config": json.dumps({"split": {"identity": 0.2, "method": "python"}}),
+    "versions": "{}",
+}
+
+
+def entry(name: str, part: str, **changes: Any) -> PackedEntry:
+    """Three atoms of a protein, one of water, two frames."""
+    generator = np.random.default_rng(len(name) + ord(name[0]))
+    fields = {
+        "species": np.array([7, 6, 8, 8], "u1"),
+        "atom_names": np.array([b"N", b"CA", b"O", b"O"], "S4"),
+        "residue_names": np.array([b"GLY", b"GLY", b"GLY", b"HOH"], "S4"),
+        "residue_index": np.array([0, 0, 0, 1], "i4"),
+        "charges": np.array([-0.5, 0.25, 0.25, 0.0], "f4"),
+        "bonds": np.array([[0, 1], [1, 2]], "i4"),
+        "target_mask": np.array([True, True, True, False]),
+        "positions": generator.normal(size=(2, 4, 3)).astype("f4"),
+        "box": np.repeat(3 * np.eye(3, dtype="f4")[None], 2, axis=0),
+        "forces": generator.normal(size=(2, 4, 3)).astype("f4"),
+        "energy": np.array([-1.0, -2.0]),
+    }
+    attributes = {
+        "split": part,
+        "cluster": name,
+        "sequence": SEQUENCES[name],
+        "source_file": f"{name}.cif.gz",
+        "source_sha256": "0" * 64,
+        "seed": 3,
+        "pme_alpha": 3.65,
+        "pme_grid": np.array([40, 40, 40], "i4"),
+    }
+    for key, value in changes.items():
+        (fields if key in fields else attributes)[key] = value
+    return PackedEntry(name, fields, attributes)
+
+
+def two(**changes: Any) -> list[PackedEntry]:
+    return [entry("1aaa", "train"), entry("2bbb", "test", **changes)]
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    path = tmp_path / "dataset.h5"
+    pack(two(), path, FILE_VALUES)
+    return path
+
+
+def test_packed_entries_read_back_exactly(dataset: Path) -> None:
+    """Every field comes back with its bytes and declared type, and the check finds nothing."""
+    with open_dataset(dataset) as file:
+        read = list(read_entries(file))
+    for before, after in zip(two(), read, strict=True):
+        assert before.name == after.name and set(after.fields) == {field.name for field in ENTRY_FIELDS}
+        for declared in ENTRY_FIELDS:
+            assert after.fields[declared.name].dtype == np.dtype(declared.dtype)
+            assert after.fields[declared.name].tobytes() == before.fields[declared.name].tobytes()
+    report = check(dataset)
+    assert report.ok, report.problems
+    assert (report.entries, report.frames, report.targets) == ({"train": 1, "validation": 0, "test": 1}, 4, 6)
+
+
+def test_hash_covers_content_and_not_storage(tmp_path: Path) -> None:
+    """Compression does not change the hash; one bit of one array, a name or an attribute does."""
+    hashes = [pack(two(), tmp_path / "a.h5", FILE_VALUES, compression=c) for c in ("gzip", "lzf", "none")]
+    assert len(set(hashes)) == 1
+    energy = np.array([-1.0, np.nextafter(-2.0, 0)])
+    for change in ({"energy": energy}, {"seed": 4}, {"split": "validation"}, {"source_file": "x"}):
+        assert pack(two(**change), tmp_path / "b.h5", FILE_VALUES) != hashes[0], change
+
+
+def _set(path: str, value: Any) -> Any:
+    def change(file: h5py.File) -> None:
+        file[path][...] = value
+
+    return change
+
+
+def _replace(path: str, value: Any) -> Any:
+    def change(file: h5py.File) -> None:
+        del file[path]
+        if value is not None:
+            file[path] = value
+
+    return change
+
+
+def _extra(file: h5py.File) -> None:
+    file["entries/1aaa/velocities"] = np.zeros(2)
+
+
+def _attribute(owner: str, name: str, value: Any) -> Any:
+    def change(file: h5py.File) -> None:
+        if value is None:
+            del file[owner].attrs[name]
+        else:
+            file[owner].attrs[name] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_set("entries/1aaa/forces", 1.0), "SHA-256"),
+        (_set("entries/1aaa/positions", np.nan), "positions holds values that are not finite"),
+        (_replace("entries/1aaa/charges", None), "charges is missing"),
+        (_replace("entries/1aaa/energy", np.zeros(2, "f4")), "energy is float32, not float64"),
+        (_replace("entries/1aaa/box", np.zeros((1, 3, 3), "f4")), "box has shape .*where F is 2"),
+        (_extra, "velocities is no field"),
+        (_set("entries/1aaa/bonds", 9), "bonds name atoms outside"),
+        (_set("entries/1aaa/target_mask", True), "target_mask differs from the protein's atoms at 1"),
+        (_set("entries/1aaa/target_mask", False), "no atom is a target"),
+        (_set("entries/1aaa/box", 1.0), "reduced form"),
+        (_attribute("entries/1aaa", "split", "holdout"), "split is 'holdout'"),
+        (_attribute("entries/1aaa", "cluster", "2bbb"), "cluster 2bbb lies in several splits: test, train"),
+        (_attribute("entries/1aaa", "sequence", SEQUENCES["2bbb"]), "100% identical"),
+        (_attribute("entries/1aaa", "seed", None), "attribute seed is missing"),
+        (_attribute("/", "versions", None), "attribute versions is missing"),
+    ],
+)
+def test_check_finds_what_is_wrong(dataset: Path, change: Any, message: str) -> None:
+    """Each kind of damage to a good file is found and named."""
+    import re
+
+    with h5py.File(dataset, "r+") as file:
+        change(file)
+    problems = check(dataset).problems
+    assert any(re.search(message, problem) for problem in problems), problems
+
+
+def test_foreign_and_damaged_files_are_schema_errors(dataset: Path, tmp_path: Path) -> None:
+    """What is no dataset of this schema is refused in words: missing, text, cut, foreign HDF5, other version."""
+    data = dataset.read_bytes()
+    text, cut, foreign = tmp_path / "text.h5", tmp_path / "cut.h5", tmp_path / "foreign.h5"
+    text.write_text("hello")
+    cut.write_bytes(data[: len(data) // 2])
+    with h5py.File(foreign, "w") as file:
+        file["x"] = 1
+    for path, words in (
+        (tmp_path / "none.h5", "no dataset at"),
+        (text, "no HDF5 file"),
+        (cut, "damaged"),
+        (foreign, "format is None"),
+    ):
+        with pytest.raises(SchemaError, match=words):
+            check(path)
+    with h5py.File(dataset, "r+") as file:
+        file.attrs["schema_version"] = SCHEMA_VERSION + 1
+    with pytest.raises(SchemaError, match=f"version {SCHEMA_VERSION + 1}.*install a newer"):
+        check(dataset)
+
+
+def test_flipped_bytes_are_noticed(dataset: Path, tmp_path: Path) -> None:
+    """Bytes changed on the disk inside an array are found by its checksum or by the hash."""
+    good = h5py.File(dataset, "r")
+    offset = good["entries/1aaa/forces"].id.get_chunk_info(0).byte_offset
+    good.close()
+    data = bytearray(dataset.read_bytes())
+    data[offset + 2] ^= 0xFF
+    bad = tmp_path / "bad.h5"
+    bad.write_bytes(data)
+    try:
+        problems = check(bad).problems
+    except SchemaError as error:
+        problems = [str(error)]
+    assert problems
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"forces": np.zeros((2, 4, 3))}, "forces is float64"),
+        ({"forces": np.full((2, 4, 3), np.nan, "f4")}, "not finite"),
+        ({"species": np.zeros(3, "u1")}, "where N is"),
+        ({"pme_grid": np.zeros(2, "i4")}, "pme_grid"),
+    ],
+)
+def test_writer_refuses_what_the_schema_does_not_allow(tmp_path: Path, change: Any, message: str) -> None:
+    """A wrong array never reaches a file."""
+    with pytest.raises(SchemaError, match=message):
+        pack(two(**change), tmp_path / "x.h5", FILE_VALUES)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_full_disk_keeps_the_old_file_and_says_so(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the disk is full the message says so, the former dataset stays, nothing temporary is left."""
+    before = dataset.read_bytes()
+
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(pack_module, "_write_entry", full)
+    with pytest.raises(PipelineError, match=r"no space left.*run the\s+same command again"):
+        pack(two(), dataset, FILE_VALUES)
+    assert dataset.read_bytes() == before and [p.name for p in dataset.parent.iterdir()] == ["dataset.h5"]
+
+
+def test_datasheet_equals_hand_counts(dataset: Path) -> None:
+    """Mean force and naive errors of the datasheet equal those computed here from the packed arrays."""
+    forces = np.concatenate([e.fields["forces"][:, :3].reshape(-1, 3) for e in two()])
+    magnitude = np.linalg.norm(forces, axis=1) * MEV_PER_ANGSTROM
+    sheet = datasheet(dataset)["splits"]
+    assert sheet["all"]["zero_predictor"] == pytest.approx(magnitude.mean(), rel=1e-6)
+    assert sheet["all"]["mean_magnitude_predictor"] == pytest.approx(
+        np.abs(magnitude - magnitude.mean()).mean(), rel=1e-6
+    )
+    assert (sheet["all"]["targets"], sheet["train"]["frames"], sheet["all"]["clusters"]) == (6, 2, 2)
+    assert sheet["validation"]["mean_force"] is None
+
+
+def test_unit_agrees_with_the_learning_side() -> None:
+    """The one constant that both packages hold is the same."""
+    from forcefield_ml import units
+
+    assert MEV_PER_ANGSTROM == pytest.approx(units.MEV_PER_ANGSTROM, rel=1e-9)
+
+
+def test_documentation_holds_the_schema() -> None:
+    """docs/dataset.md has the tables that the schema prints."""
+    text = (Path(__file__).parents[3] / "docs" / "dataset.md").read_text(encoding="utf-8")
+    assert markdown() in text

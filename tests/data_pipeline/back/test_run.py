@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.check import check
+from data_pipeline.config import PipelineConfig, load_config
+from data_pipeline.errors import ConfigError, PipelineError
+from data_pipeline.ledger import Ledger
+from data_pipeline.run import _only_one, run
+
+CONFIG = """
+name: tiny
+seed: 4
+source: {{path: {mirror}}}
+select: {{ids: [1crn, 1ajj, 1gua, 1r69]}}
+split: {{method: python, train: 0.5, validation: 0, test: 0.5}}
+prepare: {{padding: 0.7}}
+sample: {{n_frames: 2, equilibration: 0.003, interval: 0.002, minimise_iterations: 15}}
+workers: {workers}
+"""
+
+
+def _config(folder: Path, mirror: Path, workers: int) -> Path:
+    path = folder / f"tiny{workers}.yaml"
+    path.write_text(CONFIG.format(mirror=mirror, workers=workers))
+    return path
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory, mirror: Path) -> tuple[PipelineConfig, Path, dict]:
+    """A run of two good and two bad entries, in this process."""
+    folder = tmp_path_factory.mktemp("run")
+    config = load_config(_config(folder, mirror, 1))
+    return config, folder / "tiny", run(config, folder / "tiny")
+
+
+def _data_pipeline(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from data_pipeline.cli import main; main()", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_run_ends_with_a_good_dataset_and_every_rejection(done: tuple[PipelineConfig, Path, dict]) -> None:
+    """Two entries are packed and pass the check; the two chains and the cut file are recorded with their reasons."""
+    _, folder, summary = done
+    report = check(folder / "dataset.h5")
+    assert report.ok, report.problems
+    assert (report.entries, report.frames) == ({"train": 1, "validation": 0, "test": 1}, 4)
+    assert {r["entry"]: r["class"] for r in summary["rejections"]} == {"1gua": "single_chain", "1r69": "truncated"}
+    assert all(r["reason"] for r in summary["rejections"])
+    assert json.loads((folder / "summary.json").read_text()) == summary
+
+
+def test_second_run_does_nothing_again(done: tuple[PipelineConfig, Path, dict]) -> None:
+    """Finished stages are neither run nor written again."""
+    config, folder, summary = done
+    files = [p for p in folder.rglob("*") if p.suffix in (".cif", ".npz", ".h5")]
+    before = {p: p.stat().st_mtime_ns for p in files}
+    again = run(config, folder)
+    assert {p: p.stat().st_mtime_ns for p in files} == before and len(files) == 7
+    assert again["datasheet"] == summary["datasheet"] and again["rejections"] == summary["rejections"]
+
+
+def test_changed_settings_redo_only_what_depends_on_them(done: tuple[PipelineConfig, Path, dict]) -> None:
+    """Another Ewald tolerance makes new labels from the same frames, and another hash."""
+    config, folder, summary = done
+    frames = {p: p.stat().st_mtime_ns for p in folder.glob("frames/*.npz")}
+    label = config.label.model_copy(update={"ewald_tolerance": 1e-4})
+    changed = run(config.model_copy(update={"label": label}), folder)
+    assert {p: p.stat().st_mtime_ns for p in folder.glob("frames/*.npz")} == frames
+    assert changed["datasheet"]["content_sha256"] != summary["datasheet"]["content_sha256"]
+    back = run(config, folder)
+    assert back["datasheet"]["content_sha256"] == summary["datasheet"]["content_sha256"]
+
+
+def test_killed_run_goes_on_to_the_same_content(
+    done: tuple[PipelineConfig, Path, dict], tmp_path: Path, mirror: Path
+) -> None:
+    """Kill -9 in the middle, with two workers, then the same command: the same content hash as in one go."""
+    command = [sys.executable, "-c", "from data_pipeline.cli import main; main()"]
+    command += ["run", str(_config(tmp_path, mirror, 2)), "-o", str(tmp_path / "tiny")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    ledger = tmp_path / "tiny" / "ledger.jsonl"
+    deadline = time.monotonic() + 100
+    while not (ledger.exists() and b'"prepare"' in ledger.read_bytes()):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "tiny" / "dataset.h5").exists(), "killed too late to test anything"
+    first = {r.entry: r for r in Ledger(ledger) if r.stage == "prepare"}
+    finished = _data_pipeline(*command[3:], "--json")
+    assert finished.returncode == 0, finished.stderr
+    summary = json.loads(finished.stdout)
+    assert summary["datasheet"]["content_sha256"] == done[2]["datasheet"]["content_sha256"]
+    lines = [json.loads(line) for line in ledger.read_text().splitlines()]
+    for entry in first:
+        assert sum(r["entry"] == entry and r["stage"] == "prepare" for r in lines) == 1, "was not done again"
+
+
+def test_command_check_tells_good_from_bad(done: tuple[PipelineConfig, Path, dict], tmp_path: Path) -> None:
+    """Exit code 0 and a datasheet for a good file; 1 and one clear line for a bad one."""
+    good = _data_pipeline("check", str(done[1] / "dataset.h5"), "--json")
+    assert good.returncode == 0 and json.loads(good.stdout)["ok"]
+    (tmp_path / "bad.h5").write_text("no")
+    bad = _data_pipeline("check", str(tmp_path / "bad.h5"))
+    assert bad.returncode == 1 and "no HDF5 file" in bad.stderr and "Traceback" not in bad.stderr
+
+
+def test_nothing_produced_is_an_error(mirror: Path, tmp_path: Path) -> None:
+    """When every entry is rejected the command fails and names the reasons."""
+    text = CONFIG.format(mirror=mirror, workers=1).replace("1crn, 1ajj, ", "")
+    (tmp_path / "none.yaml").write_text(text)
+    with pytest.raises(PipelineError, match=r"no entry could be selected: .*select: single_chain.*select: truncated"):
+        run(load_config(tmp_path / "none.yaml"), tmp_path / "none")
+
+
+def test_two_runs_cannot_share_a_folder(mirror: Path, tmp_path: Path) -> None:
+    """A second run in a folder where one is at work is refused."""
+    config = load_config(_config(tmp_path, mirror, 1))
+    (tmp_path / "busy").mkdir()
+    with _only_one(tmp_path / "busy"), pytest.raises(ConfigError, match="another run is at work"):
+        run(config, tmp_path / "busy")
