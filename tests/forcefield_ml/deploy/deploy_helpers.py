@@ -15,7 +15,7 @@ from forcefield_ml.deploy import bundle
 from forcefield_ml.deploy.card import make_card
 
 FRAGMENT = Path(__file__).parent / "data" / "1aie_351_353.pdb"
-FORCE_RMS = 500.0  # kJ/mol/nm, so that random weights give forces of a molecule's size
+FORCE_RMS = 500.0  # kJ/mol/nm
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "fast": {"architecture": "fast", "n_channels": 6, "n_layers": 2, "n_basis": 8, "n_units": 4, "n_first_units": 6},
@@ -62,10 +62,15 @@ def solvated(dry: Molecules, forcefield: app.ForceField, shape: str, size: float
 
 
 def make_model(name: str) -> torch.nn.Module:
-    """Return an eager model with seeded random weights."""
+    """Return an eager model with seeded random weights, scaled to forces of a molecule's size."""
     torch.manual_seed(5)
     model = models.build(CONFIGS[name]).eval()
-    model.set_scale(FORCE_RMS)
+    positions = torch.rand(100, 3, generator=torch.Generator().manual_seed(0))  # nm, the density of water
+    with torch.no_grad():
+        neighbours = model.search()(positions, None)
+        species = torch.tensor([1, 1, 8, 6, 7] * 20)
+        forces = model(models.Atoms(species), neighbours, [100] * model.capabilities.n_layers).forces
+    model.set_scale(FORCE_RMS / float(forces.square().mean().sqrt()))
     return model
 
 
