@@ -102,8 +102,8 @@ def _sheet_table(sheet: dict[str, Any]) -> Table:
     title = f"{sheet['protocol']}, {sheet['force_field']}; mean |F| and the mean-magnitude predictor's error in meV/Å"
     table = Table(title=title, title_justify="left")
     counts = ("entries", "clusters", "frames", "atoms", "targets")
-    table.add_column("split")
-    for name in (*counts, "mean |F|", "naive |F|"):
+    table.add_column("split", no_wrap=True)
+    for name in (*counts, "mean |F|", "naive"):
         table.add_column(name, justify="right", no_wrap=True)
     for split in (*SPLITS, "all"):
         row = sheet["splits"][split]
