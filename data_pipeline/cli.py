@@ -11,6 +11,7 @@ from typing import Annotated, Any
 os.environ.setdefault("OPENMM_CPU_THREADS", "1")  # before OpenMM is loaded; parallel work is over entries
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -100,7 +101,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
 
 def _sheet_table(sheet: dict[str, Any]) -> Table:
     title = f"{sheet['protocol']}, {sheet['force_field']}; mean |F| and the mean-magnitude predictor's error in meV/Å"
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=SIMPLE)
     counts = ("entries", "clusters", "frames", "atoms", "targets")
     table.add_column("split", no_wrap=True)
     for name in (*counts, "mean |F|", "naive"):
