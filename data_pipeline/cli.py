@@ -101,7 +101,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
 
 def _sheet_table(sheet: dict[str, Any]) -> Table:
     title = f"{sheet['protocol']}, {sheet['force_field']}; mean |F| and the mean-magnitude predictor's error in meV/Å"
-    table = Table(title=title, title_justify="left", box=SIMPLE)
+    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     counts = ("entries", "clusters", "frames", "atoms", "targets")
     table.add_column("split", no_wrap=True)
     for name in (*counts, "mean |F|", "naive"):
