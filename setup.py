@@ -22,6 +22,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["forcefield_ml*", "data_pipeline*"]),
     include_package_data=True,
+    package_data={"forcefield_ml.validation": ["templates/*.html"], "forcefield_ml.pretrained": ["*.pt", "*.yaml"]},
     install_requires=[
         "openmm>=8.6.1",
         "pdbfixer>=1.11",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import openmm
 import torch
 from openmm import app
 
-from forcefield_ml import units
+from forcefield_ml import pretrained, units
 from forcefield_ml.deploy import bundle, openmm_force
 from forcefield_ml.deploy.binding import bind, solute_atoms
 from forcefield_ml.deploy.mm import class_name, make_subtract_mm, remove_internal_terms
@@ -21,13 +22,20 @@ from forcefield_ml.deploy.openmm_force import BackendChoice, choose_backend
 from forcefield_ml.errors import ConfigError
 
 
+NEAREST_WARNING = (
+    "the model sees the nearest atoms by number, so its force jumps when neighbours change places: fit for single "
+    "points and short thermostatted runs, not for energy conservation; a model with a smooth cutoff is better for "
+    "dynamics"
+)
+
+
 def load(path: Path | str, device: str = "auto") -> DeployedModel:
     """Load a model.pt. Nothing but TorchScript is run.
 
     Parameters
     ----------
     path
-        The file.
+        The file, or the name of a model that ships with the package (`forcefield_ml.pretrained.names`).
     device
         ``"auto"`` takes CUDA where torch has it; else a name torch knows, such as ``"cpu"``.
 
@@ -42,6 +50,8 @@ def load(path: Path | str, device: str = "auto") -> DeployedModel:
         If the file is missing, damaged, foreign or of a newer format.
     """
     chosen = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    if not Path(path).suffix and not Path(path).exists():
+        path = pretrained.path(str(path))
     card, module, sha256 = bundle.read(path, device=chosen)
     return DeployedModel(Path(path).resolve(), card, module, sha256, chosen, device)
 
@@ -185,6 +195,8 @@ class DeployedModel:
         self, topology: app.Topology, atoms: Iterable[int] | None, backend: str, only_subset: bool
     ) -> tuple[openmm.Force, Any]:
         binding = bind(self.card, topology, atoms, only_subset)
+        if self.card["neighbours"]["kind"] == "nearest":
+            warnings.warn(NEAREST_WARNING, stacklevel=3)
         if choose_backend(backend).backend == "torchforce":
             force = openmm_force.make_torch_force(str(self.path), self.sha256, binding, self.has_energy)
         else:

@@ -174,6 +174,7 @@ def add_model(
     if model is None:
         return Simulated(system, solute, "mm", {}, [])
     import forcefield_ml
+    from forcefield_ml.deploy.model import NEAREST_WARNING
 
     deployed = forcefield_ml.load(model)
     card = deployed.card
@@ -190,10 +191,7 @@ def add_model(
             "reaction between the two differ, so centre-of-mass motion is removed and no energy is conserved."
         )
     if card["neighbours"]["kind"] == "nearest":
-        warnings.append(
-            "the model sees the nearest atoms by number, so its force jumps when neighbours change places: fit for "
-            "short thermostatted runs, not for energy conservation."
-        )
+        warnings.append(NEAREST_WARNING)
     return Simulated(system, solute, mode, card, warnings)
 
 

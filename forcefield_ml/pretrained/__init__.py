@@ -1,0 +1,39 @@
+"""Models that ship with the package, each with its card inside and its recipe beside it.
+
+`forcefield_ml.load("fast-thermal")` loads one by name; a file of that name in the working directory does not matter,
+as names carry no suffix.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from forcefield_ml.errors import ModelFileError, closest
+
+FOLDER = Path(__file__).resolve().parent
+
+
+def names() -> list[str]:
+    """Return the names of the models that ship."""
+    return sorted(path.stem for path in FOLDER.glob("*.pt"))
+
+
+def path(name: str) -> Path:
+    """Return the file of a model that ships.
+
+    Parameters
+    ----------
+    name
+        One of `names`.
+
+    Raises
+    ------
+    ModelFileError
+        If there is none of this name.
+    """
+    if name not in names():
+        raise ModelFileError(
+            f"no model {name!r} ships with this package.{closest(name, names())} For a file of your own give its path, "
+            "such as ./model.pt"
+        )
+    return FOLDER / f"{name}.pt"
