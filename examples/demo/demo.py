@@ -62,8 +62,8 @@ def steps(out: Path, size: Size) -> list[tuple[str, list[str]]]:
         options = ["--dataset", dataset, "-o", str(folder), "--max-minutes", str(minutes)]
         return [learning, "train", str(HERE / recipe), *options]
 
-    run = ["--steps", str(size.steps)]
-    seen = ["--also", str(out / "paper.pt"), "--pipeline", str(thermal), "--minimized", str(minimized)]
+    run = ["--steps", str(size.steps), "--equilibration", "0.2"]
+    seen = ["--also", str(out / "paper.pt"), "--pipeline", str(thermal), "--pipeline", str(minimized)]
     seen += ["--simulation", str(out / "simulation")]
     return [
         (

@@ -21,7 +21,6 @@ from forcefield_ml.deploy.modes import check_mode, check_system
 from forcefield_ml.deploy.openmm_force import BackendChoice, choose_backend
 from forcefield_ml.errors import ConfigError
 
-
 NEAREST_WARNING = (
     "the model sees the nearest atoms by number, so its force jumps when neighbours change places: fit for single "
     "points and short thermostatted runs, not for energy conservation; a model with a smooth cutoff is better for "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +63,7 @@ def check_state(
     temperatures: dict[str, float],
     limits: Limits,
     topology: Any = None,
+    members: Mapping[str, NDArray[np.bool_]] | None = None,
 ) -> Event | None:
     """Return what is wrong with a state, or None.
 
@@ -79,6 +81,8 @@ def check_state(
         What is allowed.
     topology
         OpenMM Topology, to name the atoms.
+    members
+        Name of a group to (N,) bool: an event of its temperature names atoms of it only.
     """
     for kind, values in (("positions", positions), ("force", forces)):
         bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
@@ -94,7 +98,9 @@ def check_state(
     for group, value in temperatures.items():
         if not value <= limits.max_temperature:
             reason = f"the temperature of the {group} is {value:.0f} K, above {limits.max_temperature:g} K"
-            return Event(reason, "temperature", step, atom_names(np.argsort(norms)[::-1][:10], topology))
+            inside = norms if members is None else np.where(members[group], norms, -1.0)
+            worst = np.argsort(-inside, kind="stable")[: np.count_nonzero(inside >= 0)]
+            return Event(reason, "temperature", step, atom_names(worst, topology))
     return None
 
 

@@ -133,7 +133,7 @@ def simulate(config: SimulationConfig, restart: bool = False, message: Message =
     if topology_file.is_file():
         prepared = read_prepared(topology_file)
     else:
-        message(f"preparing {config.structure.name}: repair, hydrogens, water")
+        message(f"preparing {config.structure.name} (repair, hydrogens and water where missing)")
         prepared = build.solvated(
             config.structure, topology_file, ph=config.ph, padding=config.padding, seed=config.seed
         )
@@ -293,7 +293,13 @@ class _Run:
             "solvent": guards.kinetic_temperature(now.velocities[~solute], self.masses[~solute]),
         }
         event = guards.check_state(
-            now.step, now.positions, np.asarray(forces), temperatures, self.limits, self.prepared.topology
+            now.step,
+            now.positions,
+            np.asarray(forces),
+            temperatures,
+            self.limits,
+            self.prepared.topology,
+            {"solute": solute, "solvent": ~solute},
         )
         if event is None:
             recorder.row(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 matplotlib.use("Agg")
 
+import matplotlib.ticker
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
@@ -23,7 +24,7 @@ _INK = "#010203"
 
 BLUE, ORANGE, GREY = "#3b82c4", "#e07b39", "#8a9099"
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.size": 11,
     "axes.labelsize": 11,
     "axes.edgecolor": _INK,
@@ -57,7 +58,7 @@ def figure_3(target: NDArray[Any], predicted: NDArray[Any]) -> dict[str, str]:
     Returns
     -------
     dict
-        ``magnitudes``, and with vectors ``angles`` and ``angle_magnitude``, to SVG.
+        ``magnitudes``, and where vectors have directions ``angles`` and ``angle_magnitude``, to SVG.
     """
     true = np.linalg.norm(target, axis=1) * MEV_PER_ANGSTROM
     vectors = predicted.ndim == 2
@@ -65,6 +66,7 @@ def figure_3(target: NDArray[Any], predicted: NDArray[Any]) -> dict[str, str]:
     panels = {"magnitudes": _magnitudes(true, given)}
     if vectors:
         angle = angles(target, predicted)
+    if vectors and np.isfinite(angle).any():
         panels["angles"] = _polar(angle)
         panels["angle_magnitude"] = _angle_against_error(angle, np.abs(given - true))
     return panels
@@ -101,6 +103,7 @@ def _magnitudes(true: NDArray[Any], given: NDArray[Any]) -> str:
 
 def _polar(angle: NDArray[Any]) -> str:
     with plt.rc_context(STYLE):
+        axes: Any
         figure, axes = plt.subplots(figsize=(4.3, 3.0), layout="constrained", subplot_kw={"projection": "polar"})
         edges = np.radians(np.arange(0, 181, 5))
         counts, _ = np.histogram(np.radians(angle[np.isfinite(angle)]), edges)
@@ -210,6 +213,7 @@ def lines(
         if level is not None:
             axes.axhline(level, color=GREY, lw=1, ls="--", label=level_label)
         axes.set(xlabel="time (ps)", ylabel=ylabel)
+        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6))
         axes.grid()
         if len(series) > 1 or level is not None:
             figure.legend(loc="outside upper right", ncols=3, fontsize=9)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from forcefield_ml.config import StrictConfig
+from forcefield_ml.config import StrictConfig, parse_config
 from forcefield_ml.errors import ConfigError, UnstableError
 from forcefield_ml.simulation.record import write_whole
 from forcefield_ml.validation.report import Judged, ReportInputs, write_report
@@ -200,6 +200,7 @@ def label_structure(config: ValidationConfig, message: Message) -> Path:
 
 def _judge(model: Path, dataset: Path, split: str, folder: Path) -> Judged:
     """Evaluate, or read what a former evaluation of the same model on the same data found."""
+    from forcefield_ml.training.checkpoint import is_torchscript
     from forcefield_ml.training.evaluate import evaluate
 
     stem = _stem(model, dataset, split, folder)
@@ -213,7 +214,9 @@ def _judge(model: Path, dataset: Path, split: str, folder: Path) -> Judged:
     if metrics is None:
         metrics = evaluate(model, dataset, split, per_atom=arrays)
         write_whole(kept, json.dumps(metrics, indent=1, ensure_ascii=False).encode())
-    return Judged(model.name, _card(model), metrics)
+    # every run calls its checkpoint best.pt: the folder tells which
+    name = model.name if is_torchscript(model) else f"{model.resolve().parent.name}/{model.name}"
+    return Judged(name, _card(model), metrics)
 
 
 def _stem(model: Path, dataset: Path, split: str, folder: Path) -> Path:
@@ -245,9 +248,14 @@ def _short_simulation(config: ValidationConfig, message: Message) -> dict[str, A
     from forcefield_ml.simulation.run import SimulationConfig, simulate
 
     folder = config.output / "simulation"
-    settings = SimulationConfig(
-        structure=config.input, model=config.model, output=folder, steps=config.steps or 1, seed=config.seed
-    )
+    values = {
+        "structure": config.input,
+        "model": config.model,
+        "output": folder,
+        "steps": config.steps,
+        "seed": config.seed,
+    }
+    settings = parse_config(SimulationConfig, values, source="validate --steps")
     try:
         return simulate(settings, message=message)
     except UnstableError as error:

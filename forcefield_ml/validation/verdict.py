@@ -83,9 +83,9 @@ def _how_good(metrics: Mapping[str, Any]) -> str:
     versus = (
         "It beats the naive predictors in tensor, magnitude and angle."
         if not lost
-        else f"It beats the naive predictors in {', '.join(won)} and NOT in {', '.join(lost)}."
+        else f"It beats the naive predictors in {' and '.join(won)} but not in {' and '.join(lost)}."
         if won
-        else "It does NOT beat the naive predictors in any metric."
+        else "It beats the naive predictors in no metric."
     )
     return (
         f"Its force on an atom is off by {metrics['tensor']:.0f} meV/Å on average, where the forces themselves average "
@@ -132,7 +132,7 @@ def simulated(result: Mapping[str, Any]) -> str:
     warm = f"; the solute was at {second['mean']:.0f} K over the second half" if second else ""
     if result["event"] is not None:
         event = result["event"]
-        return f"Simulated {run}{warm}. A guard STOPPED it at step {event['step']}: {event['reason']}."
+        return f"Simulated {run}{warm}. A guard stopped it at step {event['step']}: {event['reason']}."
     return f"Simulated {run}{warm}. No guard stopped it."
 
 

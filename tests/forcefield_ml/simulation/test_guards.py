@@ -43,3 +43,12 @@ def test_lets_thermal_states_pass() -> None:
     random = np.random.default_rng(1)
     forces = random.normal(size=(1000, 3)) * 1500
     assert check_state(0, random.normal(size=(1000, 3)), forces, {"solute": 330.0}, Limits()) is None
+
+
+def test_names_atoms_of_the_group_that_is_too_hot() -> None:
+    """The largest force of all is on an atom of another group; the event names the group's own worst."""
+    forces = np.zeros((4, 3))
+    forces[:, 0] = 1, 5, 3, 9
+    members = {"solute": np.array([True, False, True, False])}
+    event = check_state(0, np.zeros((4, 3)), forces, {"solute": 2000.0}, Limits(), None, members)
+    assert event is not None and event.atoms == ["atom 2", "atom 0"]
