@@ -15,7 +15,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # optimiser is not named there; the code of the paper's predecessors used Adam.
     "paper": {"delta": 10.0, "learning_rate": 0.1, "schedule": "constant", "ema": 0.0, "clip": None},
     # Forces at 300 K are ten times larger than those of minimised structures.
-    "thermal": {"delta": 500.0, "learning_rate": 0.005, "schedule": "cosine", "ema": 0.99, "clip": 1.0},
+    "thermal": {"delta": 500.0, "learning_rate": 0.01, "schedule": "cosine", "ema": 0.99, "clip": 1.0},
 }
 """Values that a preset puts in place of the defaults; a key given beside the preset wins."""
 
@@ -49,7 +49,7 @@ class TrainingConfig(StrictConfig):
         1024, ge=0, description="memory for neighbours of frames seen before; as much again for validation"
     )
     ahead: int = Field(2, ge=0, description="batches made ahead in a background thread; 0: none")
-    compile: bool = Field(False, description="torch.compile: faster steps after minutes of compiling")
+    compile: bool = Field(False, description="torch.compile the model: minutes of compiling, no gain measured yet")
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     @model_validator(mode="before")
