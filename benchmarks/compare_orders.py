@@ -31,6 +31,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "fast": {"architecture": "fast"},
 }
 
+LEARNING_RATES = {"tfn": 0.05, "fast": 0.01}
+"""Best of a few tried on validation proteins, 160 batches each (docs/decisions/0003-training.md)."""
+
 PAPER = {  # table 1: minimised structures, 75,000 batches
     "naive": (79.9, 90.0, 81.5, None, None),
     "order 0": (77.8, None, None, None, None),
@@ -129,6 +132,7 @@ def main() -> int:
             dataset=options.dataset,
             output=folder,
             model=MODELS[name],
+            learning_rate=LEARNING_RATES[MODELS[name]["architecture"]],
             max_minutes=options.minutes,
         )
         print(f"{name}: {folder}", flush=True)
