@@ -86,7 +86,10 @@ def evaluate(
 def simulate(
     structure: Annotated[Path, typer.Argument(help="PDB or mmCIF file, as deposited or already in water")],
     output: Annotated[Path, typer.Option("--output", "-o", help="folder of the run; an unfinished one is continued")],
-    model: Annotated[Path | None, typer.Option(help="model.pt; without one the MM force field runs alone")] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="model.pt, or the name of one that ships; left out, the MM force field runs alone"),
+    ] = None,
     steps: Annotated[int, typer.Option(help="steps of dynamics in all")] = 2000,
     timestep: Annotated[float, typer.Option(help="fs; without constraints 0.5 is safe, above 2 is refused")] = 0.5,
     temperature: Annotated[float, typer.Option(help="K")] = 300.0,

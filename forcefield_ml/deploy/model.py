@@ -49,8 +49,7 @@ def load(path: Path | str, device: str = "auto") -> DeployedModel:
         If the file is missing, damaged, foreign or of a newer format.
     """
     chosen = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    if not Path(path).suffix and not Path(path).exists():
-        path = pretrained.path(str(path))
+    path = pretrained.resolve(path)
     card, module, sha256 = bundle.read(path, device=chosen)
     return DeployedModel(Path(path).resolve(), card, module, sha256, chosen, device)
 

@@ -37,3 +37,20 @@ def path(name: str) -> Path:
             "such as ./model.pt"
         )
     return FOLDER / f"{name}.pt"
+
+
+def resolve(path_or_name: Path | str) -> Path:
+    """Return a path as it is, or the file of a model that ships where its name is given instead.
+
+    Parameters
+    ----------
+    path_or_name
+        A path; what has no suffix and is no file is taken for a name.
+
+    Raises
+    ------
+    ModelFileError
+        If no model of this name ships.
+    """
+    given = Path(path_or_name)
+    return path(str(given)) if not given.suffix and not given.exists() else given

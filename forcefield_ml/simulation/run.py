@@ -25,6 +25,7 @@ from pydantic import Field, model_validator
 
 from data_pipeline.prepare import Prepared, read_prepared
 from data_pipeline.systems import DEFAULT_FORCE_FIELD
+from forcefield_ml import pretrained
 from forcefield_ml.config import StrictConfig
 from forcefield_ml.errors import ConfigError, UnstableError
 from forcefield_ml.simulation import build, guards, record
@@ -115,6 +116,8 @@ def simulate(config: SimulationConfig, restart: bool = False, message: Message =
         If the model cannot act on this system.
     """
     folder = config.output
+    if config.model is not None:
+        config = config.model_copy(update={"model": pretrained.resolve(config.model)})
     if restart:
         _forget(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from forcefield_ml import pretrained
 from forcefield_ml.config import StrictConfig, parse_config
 from forcefield_ml.errors import ConfigError, UnstableError
 from forcefield_ml.simulation.record import write_whole
@@ -64,6 +65,8 @@ def validate(config: ValidationConfig, message: Message = print) -> tuple[Path, 
     from forcefield_ml.data import ForceDataset
     from forcefield_ml.validation.symmetry import load_module, symmetry
 
+    also = tuple(pretrained.resolve(path) for path in config.also)
+    config = config.model_copy(update={"model": pretrained.resolve(config.model), "also": also})
     kind = input_kind(config.input)
     if config.steps is not None and kind == "dataset":
         raise ConfigError(

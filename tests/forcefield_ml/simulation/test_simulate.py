@@ -16,11 +16,11 @@ import torch
 from openmm import unit
 
 from data_pipeline.prepare import read_prepared
-from forcefield_ml import models
+from forcefield_ml import models, pretrained
 from forcefield_ml.config import parse_config
 from forcefield_ml.deploy import bundle
 from forcefield_ml.deploy.card import make_card
-from forcefield_ml.errors import ConfigError, UnstableError
+from forcefield_ml.errors import ConfigError, ModelFileError, UnstableError
 from forcefield_ml.simulation import build, record
 from forcefield_ml.simulation.run import SimulationConfig, simulate
 from forcefield_ml.simulation.structure import structure_series
@@ -232,3 +232,12 @@ def test_unreadable_structures_are_told(content: str, tmp_path: Path) -> None:
     path.write_text(content)
     with pytest.raises(ConfigError, match=r"bad\.pdb"):
         simulate(settings(path, tmp_path / "out"), message=quiet)
+
+
+def test_models_that_ship_go_by_name(peptide_file: Path, tmp_path: Path) -> None:
+    """A name without suffix is looked up among the models that ship; an unknown one is told with what there is."""
+    with pytest.raises(ModelFileError, match=r"no model 'fsat-thermal' ships"):
+        simulate(settings(peptide_file, tmp_path, model="fsat-thermal"), message=quiet)
+    assert pretrained.resolve(tmp_path / "model.pt") == tmp_path / "model.pt"
+    for name in pretrained.names():
+        assert pretrained.resolve(name).is_file()
