@@ -43,11 +43,14 @@ class Judged:
         Its card, or what its checkpoint holds.
     metrics
         Of `training.evaluate.evaluate`.
+    sha256
+        Of its file.
     """
 
     name: str
     card: Mapping[str, Any]
     metrics: Mapping[str, Any]
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -133,8 +136,8 @@ def content(inputs: ReportInputs) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "made": f"forcefield-ml {forcefield_ml.__version__}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        "verdict": verdict(card, metrics, inputs.simulations),
-        "good": not beaten(metrics)[1],
+        "verdict": verdict(card, metrics, inputs.simulations, inputs.model.sha256),
+        "good": not beaten(metrics)[1] and not any(result["event"] for result in inputs.simulations),
         "model": {"name": inputs.model.name, "is": describe_model(card), "config": card.get("model_config", {})},
         "training": training,
         "metrics": dict(metrics),

@@ -219,7 +219,7 @@ def _judge(model: Path, dataset: Path, split: str, folder: Path) -> Judged:
         write_whole(kept, json.dumps(metrics, indent=1, ensure_ascii=False).encode())
     # every run calls its checkpoint best.pt: the folder tells which
     name = model.name if is_torchscript(model) else f"{model.resolve().parent.name}/{model.name}"
-    return Judged(name, _card(model), metrics)
+    return Judged(name, _card(model), metrics, hashlib.sha256(model.read_bytes()).hexdigest())
 
 
 def _stem(model: Path, dataset: Path, split: str, folder: Path) -> Path:

@@ -8,8 +8,16 @@ from typing import Any
 FOLLOWS, CLOSE = 0.6, 0.15
 """Relative errors below which a model has learnt most of the force, and is close to it."""
 
+HELD = 0.15
+"""Largest departure of the solute's mean temperature from the thermostat's, as a share of it, in a run that held."""
 
-def verdict(card: Mapping[str, Any], metrics: Mapping[str, Any], simulations: Sequence[Mapping[str, Any]]) -> list[str]:
+
+def verdict(
+    card: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    simulations: Sequence[Mapping[str, Any]],
+    sha256: str | None = None,
+) -> list[str]:
     """Return sentences for the head of the page.
 
     Parameters
@@ -20,13 +28,16 @@ def verdict(card: Mapping[str, Any], metrics: Mapping[str, Any], simulations: Se
         Of `evaluate`.
     simulations
         result.json of each simulation shown.
+    sha256
+        Of the model's file: tells which of the simulations it drove.
 
     Returns
     -------
     list of str
         What it is, how good, fit for, not fit for, and what was simulated.
     """
-    sentences = [_what(card, metrics), _how_good(metrics), _fit(metrics)]
+    own = [result for result in simulations if sha256 is not None and result["model"]["sha256"] == sha256]
+    sentences = [_what(card, metrics), _how_good(metrics), _fit(metrics, own)]
     sentences += [simulated(result) for result in simulations]
     return sentences
 
@@ -94,23 +105,35 @@ def _how_good(metrics: Mapping[str, Any]) -> str:
     )
 
 
-def _fit(metrics: Mapping[str, Any]) -> str:
+def _fit(metrics: Mapping[str, Any], own: Sequence[Mapping[str, Any]]) -> str:
+    """Say what the force errors allow, and claim dynamics only where a run of this very model has shown it."""
     relative = metrics["relative"]
     if relative is None:
         return "Fit for: comparing architectures. Not fit for: forces in a simulation, since it has no direction."
     if relative >= FOLLOWS:
         return "Fit for: checking that the whole chain runs. Not fit for: any conclusion about a protein."
+    never = "anything that needs an energy (minimisers that use one, barostats, free energies)"
+    caution = "conclusions about a protein without a comparison with the reference force field"
     if relative >= CLOSE:
+        caution = "conclusions about a protein's structure, stability or dynamics"
+    if not own:
         return (
-            "Fit for: showing that the chain from structures to dynamics works, and short thermostatted runs under "
-            "guards. Not fit for: conclusions about a protein's structure, stability or dynamics, or anything "
-            "that needs an energy (minimisers that use one, barostats, free energies)."
+            f"Fit for: predicting forces of proteins like those tested. Not shown here: whether its dynamics are "
+            f"stable. Not fit for: {caution}, or {never}."
         )
+    if all(_held(result) for result in own):
+        return f"Fit for: short thermostatted runs under guards, as below. Not fit for: {caution}, or {never}."
     return (
-        "Fit for: thermostatted dynamics under guards of proteins like those it was tested on. Not fit for: anything "
-        "that needs an energy (barostats, free energies, constant energy), or conclusions without a comparison "
-        "with the reference force field."
+        f"Fit for: predicting forces of proteins like those tested. Not fit for: dynamics (below, it did not hold its "
+        f"temperature or was stopped), {caution}, or {never}."
     )
+
+
+def _held(result: Mapping[str, Any]) -> bool:
+    """Tell whether a run went on to its end with the solute near the temperature that was set."""
+    second = result["temperature"]["second_half"].get("solute")
+    target = result["temperature"]["target"]
+    return result["event"] is None and second is not None and abs(second["mean"] - target) < HELD * target
 
 
 def simulated(result: Mapping[str, Any]) -> str:

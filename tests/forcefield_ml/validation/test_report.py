@@ -218,6 +218,22 @@ def test_verdict_tells_a_stopped_simulation() -> None:
     assert "A guard stopped it at step 30: the force on 3 atoms" in sentences[-1]
 
 
+@pytest.mark.parametrize(
+    ("changes", "claim"),
+    [
+        ({}, "Fit for: short thermostatted runs"),
+        ({"event": {"step": 3, "reason": "hot", "atoms": [], "kind": "temperature"}}, "Not fit for: dynamics"),
+        ({"temperature": {"target": 300.0, "second_half": {"solute": {"mean": 500.0}}}}, "Not fit for: dynamics"),
+        ({"model": {**SIMULATION["model"], "sha256": "other"}}, "Not shown here"),
+    ],
+)
+def test_dynamics_are_claimed_only_where_shown(changes: dict[str, Any], claim: str) -> None:
+    """Good forces alone do not make the page promise dynamics: this model's own run must have held."""
+    result = {**copy.deepcopy(SIMULATION), **changes}
+    sentences = verdict(CARD, metrics_of(0.1)[0], [result], "ab" * 32)
+    assert claim in sentences[2]
+
+
 def test_full_disk_leaves_the_former_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the new page cannot be written the old one stays whole."""
     from forcefield_ml.errors import ConfigError
