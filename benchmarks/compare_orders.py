@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import sys
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from data_pipeline import __version__
 from forcefield_ml.config import load_config
@@ -88,7 +89,7 @@ def table(results: dict[str, dict[str, Any]], minutes: float, command: str) -> s
     lines = [
         "# Orders 0, 1, 2 and the fast network",
         "",
-        f"Written by `{command}` (version {__version__}, {os.cpu_count()} cores).",
+        f"Written by `{command}` (version {__version__}, {torch.get_num_threads()} thread(s)).",
         "",
         f"{minutes:g} minutes of training each, on `{first['dataset']['protocol']}` frames; test split:"
         f" {first['n_proteins']} proteins of clusters not trained on, {first['n_frames']} frames, {first['n_atoms']:,}"
