@@ -10,6 +10,7 @@ import gemmi
 import numpy as np
 import torch
 
+from forcefield_ml import pretrained
 from forcefield_ml.data import BatchSource, ForceDataset, Sample
 from forcefield_ml.errors import DatasetError, ForceModeError
 from forcefield_ml.models.interface import Prediction
@@ -31,7 +32,7 @@ def evaluate(
     Parameters
     ----------
     model
-        A model of `models.build`, or the path of a checkpoint or of an exported model.pt.
+        A model of `models.build`, the path of a checkpoint or of an exported model.pt, or the name of one that ships.
     dataset
         dataset.h5, or one that is open (its own split counts then).
     split
@@ -64,9 +65,10 @@ def evaluate(
     if not isinstance(model, str | Path):
         predictor = _eager(model, frames)
     else:
-        about["model"] = Path(model).name
-        if files.is_torchscript(Path(model)):
-            predictor, training = _exported(Path(model), frames)
+        model = pretrained.resolve(model)
+        about["model"] = model.name
+        if files.is_torchscript(model):
+            predictor, training = _exported(model, frames)
         else:
             loaded, checkpoint = files.load_model(model)
             predictor, training = _eager(loaded, frames), checkpoint.training
