@@ -26,9 +26,11 @@ demo: $(READY)  ## PDB entries -> forces -> networks -> OpenMM simulation -> rep
 demo-short: $(READY)  ## the same in about two minutes, for continuous integration
 	$(BIN)/python examples/demo/demo.py --short -o runs/demo-short
 
+test: export OMP_NUM_THREADS ?= 1
 test: $(READY)  ## the fast tests, under 15 minutes on two cores
 	$(BIN)/python -m pytest
 
+test-slow: export OMP_NUM_THREADS ?= 1
 test-slow: $(READY)  ## the tests that need minutes of dynamics or training
 	$(BIN)/python -m pytest -m slow
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import math
@@ -16,10 +17,15 @@ import pytest
 import yaml
 from command_lines import parse
 
+from data_pipeline import curate
 from data_pipeline.check import check as check_dataset
 from data_pipeline.config import PipelineConfig, load_config
+from data_pipeline.errors import EntryError
 from data_pipeline.sources import open_source
+from data_pipeline.split import check_leakage
+from forcefield_ml import pretrained
 from forcefield_ml.config import load_config as load_learning_config
+from forcefield_ml.deploy import bundle
 from forcefield_ml.training.config import TrainingConfig
 
 ROOT = Path(__file__).parents[1]
@@ -142,11 +148,33 @@ def test_demo_steps_fit_together(size: str, demo: ModuleType, tmp_path: Path) ->
                 if isinstance(path, Path) and path.is_relative_to(tmp_path):
                     assert any(path.is_relative_to(earlier) for earlier in written), f"{title}: who writes {path}?"
                 elif isinstance(path, Path) and path != Path("@held-out"):
-                    assert path.is_file(), f"{title}: there is no {path}"
+                    assert pretrained.resolve(path).is_file(), f"{title}: there is no {path}"
         if output is not None:
             assert output not in written, f"{title}: {output} is written twice"
             written.append(output)
     assert tmp_path / "report" in written
+
+
+def test_shipped_model_has_not_seen_the_demos_proteins(demo: ModuleType) -> None:
+    """No sequence it was trained on is 20 % identical with one of the bundled mirror; a planted one is found."""
+    card = bundle.read_card(pretrained.path(demo.SHIPPED))
+    trained = {f"trained_{name}": sequence for name, sequence in card["training"]["sequences"].items()}
+    assert len(trained) > 5
+    source = open_source("mirror", DEMO / "mirror")
+    bundled = {}
+    for entry in source.ids():
+        with contextlib.suppress(EntryError):
+            facts = curate.inspect(source.path(entry))
+            if curate.judge(facts).keep:
+                bundled[entry] = facts.sequence
+    assert len(bundled) > 5
+
+    def shared(sequences: dict[str, str]) -> list[str]:
+        splits = {name: "train" if name.startswith("trained_") else "test" for name in sequences}
+        return [leak.first for leak in check_leakage(sequences, splits, method="python")]
+
+    assert shared({**trained, **bundled}) == []
+    assert shared({**trained, **bundled, "trained_planted": bundled["1ubq"]}) != []
 
 
 def test_wrong_command_lines_are_refused() -> None:

@@ -1,0 +1,43 @@
+"""The models that ship: small, loadable by name, and honest about where they come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import forcefield_ml
+from data_pipeline.config import load_config as load_data_config
+from forcefield_ml import pretrained
+from forcefield_ml.config import load_config
+from forcefield_ml.errors import ModelFileError
+from forcefield_ml.training.config import TrainingConfig
+
+MAX_BYTES = 5_000_000
+
+
+@pytest.mark.parametrize("name", pretrained.names())
+def test_ships_with_card_and_recipe(name: str) -> None:
+    """A model is at most 5 MB; its card holds sequences, data hash and metrics; its recipe is the card's."""
+    path = pretrained.path(name)
+    assert path.stat().st_size <= MAX_BYTES
+    card = forcefield_ml.load(name).card
+    training = card["training"]
+    assert len(training["dataset_sha256"]) == 64 and training["n_batches"] > 0
+    assert set(training["sequences"]) >= set(training["entries"]) and training["entries"]
+    assert card["metrics"]["tensor"] < card["metrics"]["naive"]["tensor"]
+    recipe = load_config(TrainingConfig, path.with_suffix(".yaml"))
+    told = training["recipe"]
+    for key in ("preset", "learning_rate", "ema", "targets_per_batch", "seed", "delta"):
+        assert told[key] == getattr(recipe, key), key
+    data = load_data_config(path.with_name(f"{name}-data.yaml"))
+    assert set(training["entries"]) <= set(data.select.ids or [])
+
+
+def test_names_and_paths(tmp_path: Path) -> None:
+    """A name resolves to the shipped file, a path stays what it is, an unknown name is answered with the known."""
+    assert "fast-thermal" in pretrained.names()
+    assert pretrained.resolve("fast-thermal") == pretrained.path("fast-thermal")
+    assert pretrained.resolve(tmp_path / "model.pt") == tmp_path / "model.pt"
+    with pytest.raises(ModelFileError, match="Did you mean 'fast-thermal'"):
+        forcefield_ml.load("fast-therml")
