@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from openmm import Vec3, app, unit
 
 from forcefield_ml.errors import ConfigError
+from forcefield_ml.files import write_whole
 
 COLUMNS = ("step", "time_ps", "solute_K", "solvent_K", "potential_kJ_mol", "max_force_kJ_mol_nm")
 """Of log.csv. The potential is the MM one in the modes whose network has no energy."""
@@ -200,36 +201,6 @@ def read_frames(path: Path, n_atoms: int, periodic: bool) -> NDArray[np.float32]
     frames = np.fromfile(path, dtype=layout, count=count, offset=_HEADER) if count else np.empty(0, dtype=layout)
     angstrom = np.stack([frames[axis] for axis in "xyz"], axis=-1)
     return (angstrom / 10).astype(np.float32)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file in one piece: the new content or, if anything fails, the former.
-
-    Parameters
-    ----------
-    path
-        The file.
-    data
-        Its content.
-
-    Raises
-    ------
-    ConfigError
-        If it cannot be written (disk full, no permission).
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise ConfigError(
-            f"cannot write {path}: {error.strerror or error}. The former file is untouched; make room or choose "
-            "another output folder, then run the same command again."
-        ) from None
 
 
 def _load(path: Path) -> dict[str, NDArray[Any]]:

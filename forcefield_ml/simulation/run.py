@@ -28,9 +28,10 @@ from data_pipeline.systems import DEFAULT_FORCE_FIELD
 from forcefield_ml import pretrained
 from forcefield_ml.config import StrictConfig
 from forcefield_ml.errors import ConfigError, UnstableError
+from forcefield_ml.files import write_whole
+from forcefield_ml.progress import ProgressLine, duration
 from forcefield_ml.simulation import build, guards, record
 from forcefield_ml.simulation.fire import minimise
-from forcefield_ml.simulation.progress import Progress
 from forcefield_ml.simulation.result import describe_run
 
 WARN_TIMESTEP, MAX_TIMESTEP = 1.0, 2.0
@@ -141,7 +142,7 @@ def simulate(config: SimulationConfig, restart: bool = False, message: Message =
             config.structure, topology_file, ph=config.ph, padding=config.padding, seed=config.seed
         )
     if not (folder / "config.json").is_file():
-        record.write_whole(folder / "config.json", json.dumps(resolved, indent=1).encode())
+        write_whole(folder / "config.json", json.dumps(resolved, indent=1).encode())
     system = build.mm_system(prepared, config.force_field, config.cutoff)
     options = _context_options(config)
     fired: dict[str, Any] | None = None
@@ -187,7 +188,7 @@ def simulate(config: SimulationConfig, restart: bool = False, message: Message =
         config, resolved, prepared, simulated, status=status, event=event, last=last, speed=run.speed, fire=fired
     )
     result["warnings"] = warnings
-    record.write_whole(folder / "result.json", json.dumps(result, indent=1).encode())
+    write_whole(folder / "result.json", json.dumps(result, indent=1).encode())
     if event is not None:
         raise UnstableError(
             f"stopped at step {event.step} of {config.steps}: {event.reason}; worst: {', '.join(event.atoms[:3])}. "
@@ -250,7 +251,7 @@ class _Run:
         begin, first = time.monotonic() - snapshot.seconds, snapshot.step
         started = time.monotonic()
         try:
-            with Progress(config.steps, first, config.timestep_fs) as progress:
+            with ProgressLine("simulate") as line:
                 if not resume:
                     event = self._look(last, recorder)
                     if event is None:
@@ -272,7 +273,7 @@ class _Run:
                         recorder.frame(last)
                     if last.step % config.checkpoint_every == 0 or last.step == config.steps:
                         recorder.checkpoint(last)
-                    progress.update(last.step)
+                    line.show(last.step / config.steps, self._progress(last.step, first, started))
                     if config.max_minutes is not None and last.seconds > 60 * config.max_minutes:
                         status = "time_limit" if last.step < config.steps else "finished"
                         break
@@ -286,6 +287,12 @@ class _Run:
             if last.step > first:
                 self.speed = (last.step - first) * config.timestep_fs * 1e-6 / (time.monotonic() - started) * 86400
         return status, event, last
+
+    def _progress(self, step: int, first: int, started: float) -> str:
+        seconds = max(time.monotonic() - started, 1e-9)
+        speed = (step - first) * self.config.timestep_fs * 1e-6 / seconds * 86400
+        left = (self.config.steps - step) * seconds / max(step - first, 1)
+        return f"{duration(left)} left · step {step} of {self.config.steps} · {speed:.3g} ns/day"
 
     def _look(self, now: record.Snapshot, recorder: record.Recorder) -> guards.Event | None:
         state = self.context.getState(forces=True, energy=True)

@@ -7,7 +7,6 @@ This file alone knows the layout. ``state_dict`` holds the weights to use (the a
 from __future__ import annotations
 
 import io
-import os
 import pickle
 import platform
 import zipfile
@@ -19,6 +18,7 @@ import torch
 
 import forcefield_ml
 from forcefield_ml.errors import ModelFileError
+from forcefield_ml.files import write_whole
 
 FORMAT = "forcefield-ml-checkpoint"
 FORMAT_VERSION = 1
@@ -79,20 +79,7 @@ def save(path: Path | str, checkpoint: Checkpoint) -> None:
     values = {item.name: getattr(checkpoint, item.name) for item in fields(checkpoint)}
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, **values}, buffer)
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(buffer.getvalue())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise ModelFileError(
-            f"cannot write the checkpoint {path}: {error.strerror or error}. The former one is untouched; make room "
-            "or choose another output folder, then run the same command again."
-        ) from None
+    write_whole(Path(path), buffer.getvalue(), ModelFileError)
 
 
 def load(path: Path | str) -> Checkpoint:

@@ -14,10 +14,10 @@ from forcefield_ml import pretrained
 from forcefield_ml.data import BatchSource, ForceDataset, Sample
 from forcefield_ml.errors import DatasetError, ForceModeError
 from forcefield_ml.models.interface import Prediction
+from forcefield_ml.progress import ProgressLine, duration
 from forcefield_ml.training import checkpoint as files
 from forcefield_ml.training import predict
 from forcefield_ml.training.metrics import grouped, mean_and_error, with_naive
-from forcefield_ml.training.progress import ProgressLine, duration
 
 
 def evaluate(

@@ -23,6 +23,7 @@ from forcefield_ml.config import dump_config
 from forcefield_ml.data import BatchSource, BatchStream, ForceDataset
 from forcefield_ml.errors import ConfigError, UnstableError
 from forcefield_ml.models.interface import Prediction
+from forcefield_ml.progress import ProgressLine, duration
 from forcefield_ml.training import checkpoint as files
 from forcefield_ml.training import predict
 from forcefield_ml.training.average import WeightAverage
@@ -30,7 +31,6 @@ from forcefield_ml.training.config import RESUME_FREE, TrainingConfig
 from forcefield_ml.training.log import CsvLog
 from forcefield_ml.training.metrics import with_naive
 from forcefield_ml.training.module import ForceModule, huber, learning_rate
-from forcefield_ml.training.progress import ProgressLine, duration
 
 LAST, BEST, LOG, CONFIG = "last.pt", "best.pt", "log.csv", "config.yaml"
 

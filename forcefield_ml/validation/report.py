@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 import forcefield_ml
 from forcefield_ml.errors import ConfigError
-from forcefield_ml.simulation.record import write_whole
+from forcefield_ml.files import write_whole
 from forcefield_ml.validation import figures, paper
 from forcefield_ml.validation.verdict import beaten, describe_model, verdict
 

@@ -14,7 +14,7 @@ from pydantic import Field
 from forcefield_ml import pretrained
 from forcefield_ml.config import StrictConfig, parse_config
 from forcefield_ml.errors import ConfigError, UnstableError
-from forcefield_ml.simulation.record import write_whole
+from forcefield_ml.files import write_whole
 from forcefield_ml.validation.report import Judged, ReportInputs, write_report
 
 DATASETS, STRUCTURES = (".h5", ".hdf5"), (".pdb", ".ent", ".cif", ".mmcif")

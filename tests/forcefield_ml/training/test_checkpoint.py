@@ -83,7 +83,7 @@ def test_failed_write_keeps_the_former_file(saved, monkeypatch):
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(ModelFileError, match="No space left"):
         files.save(path, files.Checkpoint(model.config, {}, {}))
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
