@@ -123,6 +123,10 @@ class LabelConfig(_Section):
     )
     ewald_tolerance: float = Field(default=1e-5, gt=0, lt=0.01)
     cutoff: float = Field(default=0.9, gt=0, description="nm, direct space.")
+    displaced_copies: int = Field(
+        default=0, ge=0, description="Copies of each frame with the protein's atoms displaced at random, for training."
+    )
+    displacement: float = Field(default=0.008, gt=0, le=0.05, description="nm; largest standard deviation of these.")
     max_force: float = Field(default=1e5, gt=0, description="kJ/mol/nm; an entry with a larger force is refused.")
 
 

@@ -25,7 +25,8 @@ def datasheet(path: str | Path) -> dict[str, Any]:
     Returns
     -------
     ``protocol``, ``force_field``, ``content_sha256`` and, under ``splits`` by split and ``all``: ``entries``,
-    ``clusters``, ``residues``, ``frames``, ``atoms``, ``targets`` (per frame, summed over entries), ``mean_force``,
+    ``clusters``, ``residues``, ``frames`` (as sampled), ``displaced`` (frames with displaced atoms, which no number
+    below counts), ``atoms``, ``targets`` (per frame, summed over entries), ``mean_force``,
     ``rms_force`` and ``max_force`` over target atoms, and the naive errors ``zero_predictor`` (tensor) and
     ``mean_magnitude_predictor`` (magnitude), all in meV/Å, null for an empty split.
 
@@ -35,13 +36,19 @@ def datasheet(path: str | Path) -> dict[str, Any]:
         As `open_dataset`.
     """
     magnitudes: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
-    counts = {split: {"entries": 0, "residues": 0, "frames": 0, "atoms": 0, "targets": 0} for split in SPLITS}
+    counts = {
+        split: {"entries": 0, "residues": 0, "frames": 0, "displaced": 0, "atoms": 0, "targets": 0} for split in SPLITS
+    }
     clusters: dict[str, set[str]] = {split: set() for split in SPLITS}
     with open_dataset(path) as file:
         sheet = {name: str(file.attrs[name]) for name in ("protocol", "force_field", "content_sha256")}
         for entry in read_entries(file):
             split, mask = str(entry.attributes["split"]), entry.fields["target_mask"]
-            forces = entry.fields["forces"][:, mask]
+            forces = entry.fields["forces"]
+            if "displacement" in entry.fields:
+                forces = forces[entry.fields["displacement"] == 0]
+                counts[split]["displaced"] += len(entry.fields["forces"]) - len(forces)
+            forces = forces[:, mask]
             magnitudes[split].append((np.linalg.norm(forces, axis=-1) * MEV_PER_ANGSTROM).ravel())
             clusters[split].add(str(entry.attributes["cluster"]))
             count = counts[split]

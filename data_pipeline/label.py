@@ -96,6 +96,46 @@ def label(
     return Labels(forces, energy, charges, alpha, grid)
 
 
+def displace(
+    positions: np.ndarray, mask: np.ndarray, *, copies: int, largest: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Add copies of each frame whose masked atoms are displaced at random.
+
+    Dynamics with a learnt force visits bonds and angles that a few thermal frames do not hold; where the network then
+    has no restoring force, a bond breaks. A displaced copy shows it such geometries for the price of one force
+    evaluation. Each copy has a standard deviation of its own, uniform up to the largest.
+
+    Parameters
+    ----------
+    positions
+        (F, N, 3) float32 in nm.
+    mask
+        (N,) bool, the atoms to displace.
+    copies
+        Of each frame.
+    largest
+        nm, of the standard deviation of each coordinate.
+    seed
+        Of the displacements.
+
+    Returns
+    -------
+    positions : ndarray
+        (F (1 + copies), N, 3) float32, the frames as sampled first.
+    displacement : ndarray
+        (F (1 + copies),) float32, standard deviations; 0 for the frames as sampled.
+    """
+    generator = np.random.default_rng(seed)
+    sigma = generator.uniform(0.0, largest, size=copies * len(positions))
+    moved = np.tile(positions, (copies, 1, 1))
+    noise = generator.normal(size=(len(sigma), int(mask.sum()), 3)) * sigma[:, None, None]
+    moved[:, mask] += noise.astype(np.float32)
+    return (
+        np.concatenate([positions, moved]),
+        np.concatenate([np.zeros(len(positions)), sigma]).astype(np.float32),
+    )
+
+
 def describe(topology: app.Topology) -> dict[str, np.ndarray]:
     """Return the fields of the dataset that the topology gives, by name as in `schema.ENTRY_FIELDS`.
 

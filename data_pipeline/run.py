@@ -216,11 +216,13 @@ class _Run:
         settings = {"force_field_files": values.pop("force_field"), **values, "platform": self.config.platform}
         tasks = []
         for entry, record in frames.items():
-            key = self._key("label", settings, prepared[entry].output_sha256, record.output_sha256)
+            seed = entry_seed(self.config.seed, entry)
+            key = self._key("label", {**settings, "seed": seed}, prepared[entry].output_sha256, record.output_sha256)
             arguments = {
                 "prepared": str(self.folder / prepared[entry].output),
                 "frames": str(self.folder / record.output),
                 "settings": settings,
+                "seed": seed,
             }
             tasks.append(Task(entry, "label", key, f"labelled/{entry}.npz", str(self.folder), arguments))
         return self._stage("label", label_entry, tasks)

@@ -63,6 +63,14 @@ ENTRY_FIELDS: tuple[Field, ...] = (
     Field("box", "f4", ("F", "3", "3"), "nm", "Box vectors as rows, in OpenMM's reduced form."),
     Field("forces", "f4", ("F", "N", "3"), "kJ/mol/nm", "Total reference force on every atom, solvent included."),
     Field("energy", "f8", ("F",), "kJ/mol", "Total reference potential energy."),
+    Field(
+        "displacement",
+        "f4",
+        ("F",),
+        "nm",
+        "Standard deviation of random displacements added to the target atoms; 0, or no such field: as sampled.",
+        required=False,
+    ),
 )
 
 ENTRY_ATTRIBUTES: tuple[Field, ...] = (

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.errors import EntryError
-from data_pipeline.label import describe, label
+from data_pipeline.label import describe, displace, label
 from data_pipeline.prepare import prepare, read_prepared
 from data_pipeline.sample import Frames, sample_minimized, sample_thermal
 
@@ -35,18 +35,26 @@ def sample_entry(out: Path, prepared: str, settings: dict[str, Any], seed: int) 
     save_arrays(out, {"positions": frames.positions, "box": frames.box, "temperature": frames.temperature})
 
 
-def label_entry(out: Path, prepared: str, frames: str, settings: dict[str, Any]) -> None:
+def label_entry(out: Path, prepared: str, frames: str, settings: dict[str, Any], seed: int) -> None:
     """Write labelled/ID.npz: every field of the dataset and the PME parameters; see `label.label`."""
     topology = read_prepared(prepared).topology
     read = read_frames(frames)
-    labels = label(topology, read.positions, read.box, **settings)
+    settings = dict(settings)
+    copies, largest = settings.pop("displaced_copies"), settings.pop("displacement")
+    description = describe(topology)
+    positions, displacement = displace(
+        read.positions, description["target_mask"], copies=copies, largest=largest, seed=seed
+    )
+    box = np.tile(read.box, (1 + copies, 1, 1))
+    labels = label(topology, positions, box, **settings)
     save_arrays(
         out,
         {
-            **describe(topology),
+            **description,
             "charges": labels.charges,
-            "positions": read.positions,
-            "box": read.box,
+            "positions": positions,
+            "box": box,
+            "displacement": displacement,
             "forces": labels.forces,
             "energy": labels.energy,
             "pme_alpha": np.float64(labels.pme_alpha),

@@ -29,15 +29,15 @@ class Entry:
         (N,) bool, True for atoms whose forces are learnt and judged.
     sequence
         One-letter sequence of the chain.
-    n_frames
-        Number of frames.
+    frames
+        Frames that serve: all in the training split; elsewhere those as sampled, without displaced atoms.
     """
 
     name: str
     species: NDArray[np.uint8]
     target_mask: NDArray[np.bool_]
     sequence: str
-    n_frames: int
+    frames: tuple[int, ...]
 
 
 class Sample(NamedTuple):
@@ -102,7 +102,7 @@ class ForceDataset:
             self.entries = list(self._read_entries())
         except (KeyError, OSError) as error:
             raise DatasetError(_damaged(self.path, error)) from None
-        self.index = [(entry, frame) for entry in self.entries for frame in range(entry.n_frames)]
+        self.index = [(entry, frame) for entry in self.entries for frame in entry.frames]
 
     def _read_entries(self) -> Iterable[Entry]:
         for name, group in sorted(self._file[schema.ENTRIES_GROUP].items()):
@@ -111,7 +111,11 @@ class ForceDataset:
             mask = group["target_mask"][:].astype(bool)
             if not mask.any():
                 raise DatasetError(f"{name} in {self.path} marks no target atoms; run: data-pipeline check {self.path}")
-            yield Entry(name, group["species"][:], mask, str(group.attrs["sequence"]), len(group["positions"]))
+            frames = list(range(len(group["positions"])))
+            if "displacement" in group and self.split != "train":
+                displacement = group["displacement"][:]
+                frames = [frame for frame in frames if displacement[frame] == 0]
+            yield Entry(name, group["species"][:], mask, str(group.attrs["sequence"]), tuple(frames))
 
     def __len__(self) -> int:
         return len(self.index)

@@ -93,4 +93,5 @@ def _entry(random: np.random.Generator, n_frames: int, n_atoms: int) -> dict[str
         "box": np.broadcast_to(box, (n_frames, 3, 3)),
         "forces": forces,
         "energy": np.zeros(n_frames),
+        "displacement": np.zeros(n_frames),
     }

@@ -42,6 +42,7 @@ def entry(name: str, part: str, **changes: Any) -> PackedEntry:
         "box": np.repeat(3 * np.eye(3, dtype="f4")[None], 2, axis=0),
         "forces": generator.normal(size=(2, 4, 3)).astype("f4"),
         "energy": np.array([-1.0, -2.0]),
+        "displacement": np.array([0.0, 0.004], "f4"),
     }
     attributes = {
         "split": part,
@@ -220,15 +221,16 @@ def test_full_disk_keeps_the_old_file_and_says_so(dataset: Path, monkeypatch: py
 
 
 def test_datasheet_equals_hand_counts(dataset: Path) -> None:
-    """Mean force and naive errors of the datasheet equal those computed here from the packed arrays."""
-    forces = np.concatenate([e.fields["forces"][:, :3].reshape(-1, 3) for e in two()])
+    """Mean force and naive errors equal those computed here from the frames as sampled; displaced ones are counted."""
+    forces = np.concatenate([e.fields["forces"][:1, :3].reshape(-1, 3) for e in two()])
     magnitude = np.linalg.norm(forces, axis=1) * MEV_PER_ANGSTROM
     sheet = datasheet(dataset)["splits"]
     assert sheet["all"]["zero_predictor"] == pytest.approx(magnitude.mean(), rel=1e-6)
     assert sheet["all"]["mean_magnitude_predictor"] == pytest.approx(
         np.abs(magnitude - magnitude.mean()).mean(), rel=1e-6
     )
-    assert (sheet["all"]["targets"], sheet["train"]["frames"], sheet["all"]["clusters"]) == (6, 2, 2)
+    assert (sheet["all"]["targets"], sheet["train"]["frames"], sheet["all"]["clusters"]) == (6, 1, 2)
+    assert sheet["all"]["displaced"] == 2
     assert sheet["validation"]["mean_force"] is None
 
 

@@ -67,13 +67,16 @@ def test_second_run_does_nothing_again(done: tuple[PipelineConfig, Path, dict]) 
 
 
 def test_changed_settings_redo_only_what_depends_on_them(done: tuple[PipelineConfig, Path, dict]) -> None:
-    """Another Ewald tolerance makes new labels from the same frames, and another hash."""
+    """Another Ewald tolerance and displaced copies make new labels from the same frames, and another hash."""
     config, folder, summary = done
     frames = {p: p.stat().st_mtime_ns for p in folder.glob("frames/*.npz")}
-    label = config.label.model_copy(update={"ewald_tolerance": 1e-4})
+    label = config.label.model_copy(update={"ewald_tolerance": 1e-4, "displaced_copies": 2})
     changed = run(config.model_copy(update={"label": label}), folder)
     assert {p: p.stat().st_mtime_ns for p in folder.glob("frames/*.npz")} == frames
     assert changed["datasheet"]["content_sha256"] != summary["datasheet"]["content_sha256"]
+    before, after = summary["datasheet"]["splits"]["all"], changed["datasheet"]["splits"]["all"]
+    assert after["frames"] == before["frames"] and after["displaced"] == 2 * before["frames"]
+    assert check(folder / "dataset.h5").ok
     back = run(config, folder)
     assert back["datasheet"]["content_sha256"] == summary["datasheet"]["content_sha256"]
 

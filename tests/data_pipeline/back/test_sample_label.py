@@ -6,7 +6,7 @@ import pytest
 from openmm import app, unit
 
 from data_pipeline.errors import EntryError
-from data_pipeline.label import describe, label
+from data_pipeline.label import describe, displace, label
 from data_pipeline.prepare import Prepared
 from data_pipeline.sample import Frames, sample_minimized, sample_thermal
 from data_pipeline.systems import DEFAULT_FORCE_FIELD, protein_mask
@@ -158,3 +158,19 @@ def test_minimized_frame_sits_on_the_constraints(crambin: Prepared) -> None:
     assert lengths[water] == pytest.approx(0.101181082494, abs=2e-5)
     flexible = np.abs(crambin.positions[i] - crambin.positions[j])[water]
     assert np.linalg.norm(flexible, axis=1).mean() != pytest.approx(0.101181082494, abs=2e-5)
+
+
+def test_displaced_copies_move_the_protein_alone(crambin: Prepared, frames: Frames) -> None:
+    """Frames as sampled come first, unchanged; copies differ in masked atoms by their own standard deviation."""
+    mask = protein_mask(crambin.topology)
+    n_frames = len(frames.positions)
+    positions, sigma = displace(frames.positions, mask, copies=3, largest=0.01, seed=4)
+    assert positions.shape == (4 * n_frames, *frames.positions.shape[1:]) and positions.dtype == np.float32
+    assert np.array_equal(positions[:n_frames], frames.positions) and (sigma[:n_frames] == 0).all()
+    moved = positions - np.tile(frames.positions, (4, 1, 1))
+    assert (moved[:, ~mask] == 0).all()
+    assert np.allclose(moved[n_frames:, mask].std(axis=(1, 2)), sigma[n_frames:], rtol=0.05)
+    assert 0 < sigma[n_frames:].min() and sigma.max() <= 0.01 and len(set(sigma[n_frames:])) == 3 * n_frames
+    again, _ = displace(frames.positions, mask, copies=3, largest=0.01, seed=4)
+    other, _ = displace(frames.positions, mask, copies=3, largest=0.01, seed=5)
+    assert np.array_equal(again, positions) and not np.array_equal(other, positions)

@@ -86,3 +86,23 @@ def test_unknown_elements_are_named(dataset_path):
     dataset.require_species([1, 6, 7, 8, 11, 16, 17])
     with pytest.raises(DatasetError, match=r"1aaa .*\[11, 17\]"):
         dataset.require_species([1, 6, 7, 8])
+
+
+def test_displaced_frames_train_but_do_not_judge(copy):
+    """All frames of the training split serve, elsewhere those as sampled; a file without the field is as sampled."""
+
+    def frames(split: str) -> list[int]:
+        dataset = ForceDataset(copy, split)
+        dataset.close()
+        return [frame for _, frame in dataset.index]
+
+    n_train, n_test = len(frames("train")) // 2, len(frames("test")) // 2
+    with h5py.File(copy, "a") as file:
+        for group in file["entries"].values():
+            group["displacement"][:] = [0.0, 0.005]
+    assert frames("train") == [0, 1] * n_train
+    assert frames("test") == [0] * n_test
+    with h5py.File(copy, "a") as file:
+        for group in file["entries"].values():
+            del group["displacement"]
+    assert frames("test") == [0, 1] * n_test
