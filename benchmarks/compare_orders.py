@@ -1,6 +1,7 @@
 """Train orders 0, 1 and 2 of the paper's network and the fast network for the same time; write the table.
 
-    python benchmarks/compare_orders.py runs/thermal30/dataset.h5 --minutes 12 -o runs/orders \
+    data-pipeline run benchmarks/thermal28.yaml -o runs/thermal28
+    python benchmarks/compare_orders.py runs/thermal28/dataset.h5 --minutes 6 -o runs/orders \
         --table docs/results/orders.md
 
 Every model gets the same data, seed and time; the test split is evaluated once, at the end. Stop it and run the same
