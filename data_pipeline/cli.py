@@ -13,6 +13,7 @@ os.environ.setdefault("OPENMM_CPU_THREADS", "1")  # before OpenMM is loaded; par
 import typer
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from data_pipeline.check import check as check_dataset
@@ -70,12 +71,12 @@ def check_command(
         print(json.dumps({**asdict(report), "ok": report.ok, "datasheet": sheet}, indent=1))
     else:
         for problem in report.problems:
-            console.print(f"[red]problem[/red] {problem}", highlight=False, soft_wrap=True)
+            console.print(f"[red]problem[/red] {escape(problem)}", highlight=False, soft_wrap=True)
         if sheet is not None:
             console.print(_sheet_table(sheet))
             console.print(f"{report.leakage}: none found")
         verdict = "[green]good[/green]" if report.ok else f"[red]{len(report.problems)} problems[/red]"
-        console.print(f"{dataset}: {verdict}", highlight=False, soft_wrap=True)
+        console.print(f"{escape(str(dataset))}: {verdict}", highlight=False, soft_wrap=True)
     if not report.ok:
         raise typer.Exit(1)
 
@@ -119,7 +120,11 @@ def main() -> None:
     try:
         app()
     except (PipelineError, SchemaError) as error:
-        errors.print(f"[red]error[/red] {error}", highlight=False, soft_wrap=True)
+        errors.print(f"[red]error[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        raise SystemExit(1) from None
+    except OSError as error:  # a disk that is full or a folder that cannot be written, wherever it strikes
+        told = f"{error}. What was finished is safe: mend it and run the same command again, it goes on from there"
+        errors.print(f"[red]error[/red] {escape(told)}", highlight=False, soft_wrap=True)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         errors.print("interrupted; run the same command again, it goes on from there")

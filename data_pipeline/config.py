@@ -27,8 +27,8 @@ class _Section(BaseModel):
 class SourceConfig(_Section):
     """Where entries come from."""
 
-    kind: Literal["mirror", "rcsb"] = Field(default="mirror", description="A folder of files, or the live RCSB.")
-    path: str = Field(description="The mirror's folder, relative to this file; for rcsb the folder that keeps files.")
+    kind: Literal["mirror"] = Field(default="mirror", description="A folder of files.")
+    path: str = Field(description="The mirror's folder, relative to this file.")
 
 
 class SelectConfig(_Section):

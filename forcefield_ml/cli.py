@@ -242,3 +242,7 @@ def main() -> None:
     except ForcefieldMLError as error:
         print(f"forcefield-ml: {error}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:  # a disk that is full or a file that cannot be written, wherever it strikes
+        told = "What was saved is safe: mend it and run the same command again"
+        print(f"forcefield-ml: {error}. {told}", file=sys.stderr)
+        sys.exit(1)
