@@ -9,6 +9,7 @@ import numpy as np
 
 from data_pipeline.prepare import Prepared
 from forcefield_ml.deploy.card import package_versions
+from forcefield_ml.deploy.openmm_force import choose_backend
 from forcefield_ml.simulation.build import Simulated
 from forcefield_ml.simulation.guards import Event
 from forcefield_ml.simulation.record import TRAJECTORY, Snapshot, read_log
@@ -42,7 +43,7 @@ def describe_run(
     prepared, simulated
         What was simulated.
     status
-        "finished", "time_limit" or "unstable".
+        "finished", "time_limit", "interrupted" or "unstable".
     event
         What a guard saw.
     last
@@ -73,7 +74,7 @@ def describe_run(
         "solute_atoms": int(simulated.solute.sum()),
         "structure_file": config.structure.name,
         "mode": simulated.mode,
-        "backend": config.backend,
+        "backend": choose_backend(config.backend).backend if config.model else None,
         "platform": config.platform,
         "model": {
             "file": config.model.name if config.model else None,

@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
+import threading
 import time
 import warnings as warnings_module
 from collections.abc import Callable, Iterator
@@ -37,8 +39,10 @@ from forcefield_ml.simulation.result import describe_run
 WARN_TIMESTEP, MAX_TIMESTEP = 1.0, 2.0
 """fs. Bonds to hydrogen swing with a period of 9 fs and are not constrained here."""
 
-MAY_CHANGE = {"output", "steps", "max_minutes", "threads", "platform", "structure", "restart"}
+MAY_CHANGE = {"output", "steps", "max_minutes", "threads", "platform", "structure"}
 """Settings that a resumed run may have otherwise than before; structure and model are compared by content."""
+
+INTERRUPTED = "interrupted"
 
 Message = Callable[[str], None]
 
@@ -113,6 +117,8 @@ def simulate(config: SimulationConfig, restart: bool = False, message: Message =
         If the structure cannot be prepared, the folder holds a run with other settings, or a file cannot be written.
     UnstableError
         If a guard stopped the run; the last good state and result.json are written first.
+    KeyboardInterrupt
+        After Ctrl-C, once the steps in hand are done and the state is written; the same call goes on from there.
     ModelFileError, ForceModeError, TopologyError
         If the model cannot act on this system.
     """
@@ -134,7 +140,8 @@ def simulate(config: SimulationConfig, restart: bool = False, message: Message =
     warnings = _timestep_warnings(config, message)
 
     topology_file = folder / record.TOPOLOGY
-    if topology_file.is_file():
+    # without config.json nobody knows which structure the topology came from: a run killed while preparing
+    if topology_file.is_file() and (folder / "config.json").is_file():
         prepared = read_prepared(topology_file)
     else:
         message(f"preparing {config.structure.name} (repair, hydrogens and water where missing)")
@@ -174,8 +181,14 @@ def simulate(config: SimulationConfig, restart: bool = False, message: Message =
     _place(context, snapshot)
     new = not (folder / record.CHECKPOINT).is_file()
     if new and config.start == "minimised" and config.fire_steps:
-        with _without_energy_warning():
-            fired = asdict(minimise(context, config.fire_tolerance, config.fire_steps))
+        try:
+            with _without_energy_warning():
+                fired = asdict(minimise(context, config.fire_tolerance, config.fire_steps))
+        except openmm.OpenMMException as error:
+            raise UnstableError(
+                f"the minimisation with the model's force failed: {error}. Start from a thermal structure "
+                "(--start thermal), or use a better model."
+            ) from error
         message(f"FIRE: largest force {fired['start_max_force']:.0f} -> {fired['max_force']:.0f} kJ/mol/nm")
         context.setVelocitiesToTemperature(config.temperature * unit.kelvin, config.seed + 1)
         snapshot = _snapshot(context, 0, 0.0)
@@ -189,6 +202,9 @@ def simulate(config: SimulationConfig, restart: bool = False, message: Message =
     )
     result["warnings"] = warnings
     write_whole(folder / "result.json", json.dumps(result, indent=1).encode())
+    if status == INTERRUPTED:
+        message(f"interrupted at step {last.step} of {config.steps}; the same command goes on from there")
+        raise KeyboardInterrupt
     if event is not None:
         raise UnstableError(
             f"stopped at step {event.step} of {config.steps}: {event.reason}; worst: {', '.join(event.atoms[:3])}. "
@@ -242,7 +258,7 @@ class _Run:
         self.speed: float | None = None
 
     def loop(self, snapshot: record.Snapshot, resume: bool) -> tuple[str, guards.Event | None, record.Snapshot]:
-        """Return the status (finished, time_limit, unstable), what a guard saw, and the last good state."""
+        """Return the status as result.json has it, what a guard saw, and the last good state."""
         config = self.config
         recorder = record.Recorder(
             config.output, self.prepared.topology, config.timestep_fs * 1e-3, config.frame_every, resume
@@ -251,24 +267,20 @@ class _Run:
         begin, first = time.monotonic() - snapshot.seconds, snapshot.step
         started = time.monotonic()
         try:
-            with ProgressLine("simulate") as line:
+            with ProgressLine("simulate") as line, _interrupt_asked() as asked:
                 if not resume:
-                    event = self._look(last, recorder)
+                    last, event = self._advance(last, 0, begin, recorder)
                     if event is None:
                         recorder.frame(last)
                         recorder.checkpoint(last)
                 while event is None and last.step < config.steps:
-                    try:
-                        count = min(config.log_every, config.steps - last.step)
-                        self.integrator.step(count)
-                        now = _snapshot(self.context, last.step + count, time.monotonic() - begin)
-                        event = self._look(now, recorder)
-                    except openmm.OpenMMException as error:
-                        # Types are lost on the way through OpenMM: the message is all there is.
-                        event = guards.Event(str(error), "exception", last.step + count, [])
+                    # to the next multiple: a run that is prolonged may begin between two
+                    count = min(config.log_every - last.step % config.log_every, config.steps - last.step)
+                    last, event = self._advance(last, count, begin, recorder)
                     if event is not None:
+                        if event.kind == "exception" and asked.is_set():  # a second Ctrl-C, in the model's callable
+                            status, event = INTERRUPTED, None
                         break
-                    last = now
                     if last.step % config.frame_every == 0:
                         recorder.frame(last)
                     if last.step % config.checkpoint_every == 0 or last.step == config.steps:
@@ -277,16 +289,33 @@ class _Run:
                     if config.max_minutes is not None and last.seconds > 60 * config.max_minutes:
                         status = "time_limit" if last.step < config.steps else "finished"
                         break
+                    if asked.is_set() and last.step < config.steps:
+                        status = INTERRUPTED
+                        break
             if event is not None:
                 status = "unstable"
         finally:
-            # Also after Ctrl-C: the state at the last look is good, and nothing of it is lost.
+            # Also after an error: the state at the last look is good, and nothing of it is lost.
             if last.step > first or not resume:
                 recorder.checkpoint(last)
             recorder.close()
             if last.step > first:
                 self.speed = (last.step - first) * config.timestep_fs * 1e-6 / (time.monotonic() - started) * 86400
         return status, event, last
+
+    def _advance(
+        self, last: record.Snapshot, count: int, begin: float, recorder: record.Recorder
+    ) -> tuple[record.Snapshot, guards.Event | None]:
+        """Return the state after `count` steps, or the one before them and what a guard saw."""
+        try:
+            if count:
+                self.integrator.step(count)
+            now = _snapshot(self.context, last.step + count, time.monotonic() - begin)
+            event = self._look(now, recorder)
+        except openmm.OpenMMException as error:
+            # Types are lost on the way through OpenMM: the message is all there is.
+            event = guards.Event(str(error), "exception", last.step + count, [])
+        return (now, None) if event is None else (last, event)
 
     def _progress(self, step: int, first: int, started: float) -> str:
         seconds = max(time.monotonic() - started, 1e-9)
@@ -323,6 +352,30 @@ class _Run:
                 }
             )
         return event
+
+
+@contextmanager
+def _interrupt_asked() -> Iterator[threading.Event]:
+    """Yield an event that the first Ctrl-C sets; a second one interrupts at once.
+
+    Raised inside the model's Python callable, a KeyboardInterrupt would come out of OpenMM as an exception without
+    a message, and the run would pass for unstable.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    former = signal.getsignal(signal.SIGINT)
+
+    def note(*_: Any) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, former)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, former)
 
 
 @contextmanager

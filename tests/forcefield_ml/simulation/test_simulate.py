@@ -20,6 +20,7 @@ from forcefield_ml import models, pretrained
 from forcefield_ml.config import parse_config
 from forcefield_ml.deploy import bundle
 from forcefield_ml.deploy.card import make_card
+from forcefield_ml.deploy.openmm_force import ModelCallable
 from forcefield_ml.errors import ConfigError, ModelFileError, UnstableError
 from forcefield_ml.simulation import build, record
 from forcefield_ml.simulation.run import SimulationConfig, simulate
@@ -128,6 +129,37 @@ def test_killed_run_loses_at_most_one_checkpoint_interval(peptide_file: Path, tm
     frames = record.read_frames(tmp_path / record.TRAJECTORY, result["atoms"], True)
     count = np.frombuffer((tmp_path / record.TRAJECTORY).read_bytes()[8:12], "<i4")[0]
     assert count == len(frames) == target // 20 + 1
+
+
+def test_run_that_ended_between_two_looks_is_prolonged_in_step(peptide_file: Path, tmp_path: Path) -> None:
+    """After 25 steps, looked at every 10, frames come at multiples of 20 again and no interval is lost."""
+    simulate(settings(peptide_file, tmp_path, steps=25), message=quiet)
+    more = simulate(settings(peptide_file, tmp_path, steps=60), message=quiet)
+    assert more["series"]["step"] == [0, 10, 20, 25, 30, 40, 50, 60]
+    assert more["structure"]["frames"] == 4
+
+
+def test_interrupt_inside_the_model_is_no_instability(
+    peptide_file: Path, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while the network computes ends the run in good order, and the same call goes on to the end."""
+    original, calls = ModelCallable.__call__, 0
+
+    def interrupted(self: ModelCallable, state: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            signal.raise_signal(signal.SIGINT)
+        return original(self, state)
+
+    monkeypatch.setattr(ModelCallable, "__call__", interrupted)
+    config = settings(peptide_file, tmp_path, model=model_file, steps=20)
+    with pytest.raises(KeyboardInterrupt):
+        simulate(config, message=quiet)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["status"], result["event"], result["steps"]) == ("interrupted", None, 10)
+    result = simulate(config, message=quiet)
+    assert (result["status"], result["series"]["step"]) == ("finished", [0, 10, 20])
 
 
 def _last_step(folder: Path) -> int:
