@@ -146,7 +146,6 @@ def label_structure(config: ValidationConfig, message: Message) -> Path:
     """
     from importlib import metadata
 
-    import gemmi
     import h5py
 
     from data_pipeline.errors import PipelineError
@@ -181,7 +180,7 @@ def label_structure(config: ValidationConfig, message: Message) -> Path:
         attributes = {
             "split": "test",
             "cluster": "input",
-            "sequence": gemmi.one_letter_code([residue.name for residue in residues]),
+            "sequence": _sequence(config.input, [residue.name for residue in residues]),
             "source_file": config.input.name,
             "source_sha256": source,
             "seed": config.seed,
@@ -199,6 +198,20 @@ def label_structure(config: ValidationConfig, message: Message) -> Path:
     except PipelineError as error:
         raise ConfigError(f"{config.input.name} cannot be labelled: {error}") from error
     return path
+
+
+def _sequence(path: Path, names: list[str]) -> str:
+    """Return the sequence as deposited, which is what a model's card holds, or else that of the residues prepared."""
+    import gemmi
+
+    from data_pipeline.curate import inspect
+    from data_pipeline.errors import EntryError
+
+    try:
+        facts = inspect(path)
+    except EntryError:
+        return gemmi.one_letter_code(names)
+    return facts.sequence if facts.n_protein_chains == 1 else gemmi.one_letter_code(names)
 
 
 def _judge(model: Path, dataset: Path, split: str, folder: Path) -> Judged:
