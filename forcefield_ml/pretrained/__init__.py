@@ -53,4 +53,4 @@ def resolve(path_or_name: Path | str) -> Path:
         If no model of this name ships.
     """
     given = Path(path_or_name)
-    return path(str(given)) if not given.suffix and not given.exists() else given
+    return path(str(given)) if not given.suffix and not given.is_file() else given

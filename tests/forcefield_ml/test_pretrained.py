@@ -41,3 +41,10 @@ def test_names_and_paths(tmp_path: Path) -> None:
     assert pretrained.resolve(tmp_path / "model.pt") == tmp_path / "model.pt"
     with pytest.raises(ModelFileError, match="Did you mean 'fast-thermal'"):
         forcefield_ml.load("fast-therml")
+
+
+def test_a_folder_of_the_same_name_does_not_hide_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training run's folder fast-thermal in the working directory is no model; the shipped file is meant."""
+    (tmp_path / "fast-thermal").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert pretrained.resolve("fast-thermal") == pretrained.path("fast-thermal")
