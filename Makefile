@@ -12,8 +12,8 @@ help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
 $(READY): $(ENVIRONMENT) setup.py
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' \
-	  || { echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) -V); set PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
+	  || { echo "The pinned environment needs Python 3.11, $(PYTHON) is $$($(PYTHON) -V); set PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "Creating the environment in .venv (about 7 GB, a few minutes) ..."
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -r $(ENVIRONMENT)

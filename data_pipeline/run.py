@@ -21,7 +21,7 @@ from data_pipeline.cluster import Clusters, cluster
 from data_pipeline.config import PipelineConfig, dump_config, entry_seed, stage_key
 from data_pipeline.datasheet import datasheet
 from data_pipeline.engine import Task, map_stage
-from data_pipeline.errors import ConfigError, PipelineError
+from data_pipeline.errors import ConfigError, EntryError, PipelineError
 from data_pipeline.ledger import FAILED, OK, REJECTED, Ledger, Record, sha256
 from data_pipeline.pack import PackedEntry, pack
 from data_pipeline.schema import ENTRY_FIELDS
@@ -30,6 +30,7 @@ from data_pipeline.sources import open_source
 from data_pipeline.split import check_leakage
 from data_pipeline.split import split as split_clusters
 from data_pipeline.stages import label_entry, prepare_entry, sample_entry
+from data_pipeline.systems import force_field, single_thread_platform
 
 log = logging.getLogger("data_pipeline")
 
@@ -125,6 +126,7 @@ class _Run:
     def all_stages(self) -> dict[str, Any]:
         log.info("run of %s begins: %s", self.config.name, json.dumps(self.versions))
         started = time.monotonic()
+        self._check_machine()
         source = open_source(self.config.source.kind, self.config.source.path)
         wanted = self.config.select.ids
         self.progress.begin("select", len(source.ids() if wanted is None else wanted), 0)
@@ -185,6 +187,14 @@ class _Run:
             raise PipelineError(f"{len(leaks)} pairs of alike sequences lie in different splits: {pairs}")
         write_json(self.folder / "split.json", splits)
         return splits
+
+    def _check_machine(self) -> None:
+        """Refuse what would fail in every entry: a platform or force field that OpenMM does not have."""
+        try:
+            single_thread_platform(self.config.platform)
+            force_field(tuple(self.config.label.force_field))
+        except EntryError as error:
+            raise ConfigError(str(error)) from None
 
     def _prepare(self, selection: Selection) -> dict[str, Record]:
         settings = {**self.config.prepare.values(), "force_field_files": self.config.label.force_field}

@@ -135,7 +135,7 @@ class NeighbourSearch(nn.Module):
         while radius < limit and int(torch.bincount(i, minlength=n_atoms).min()) < wanted:
             radius = min(1.25 * radius, limit)
             i, j, offsets = _pairs(positions, box, radius)
-        if box is not None and n_atoms > self.n_neighbours:
+        if box is not None:
             if int(torch.bincount(i, minlength=n_atoms).min()) < wanted:
                 raise ValueError(
                     "the box is too small for the nearest " + str(self.n_neighbours) + " neighbours: within half its "

@@ -11,6 +11,7 @@ import openmm
 from numpy.typing import NDArray
 from openmm import app, unit
 
+from data_pipeline.curate import inspect
 from data_pipeline.errors import EntryError, PipelineError
 from data_pipeline.prepare import Prepared, prepare, read_prepared, write_prepared
 from data_pipeline.systems import build_system, protein_mask
@@ -45,7 +46,7 @@ class Simulated:
     warnings: list[str]
 
 
-def solvated(path: Path, out: Path, *, ph: float, padding: float, seed: int) -> Prepared:
+def solvated(path: Path, out: Path, *, ph: float, padding: float, seed: int) -> tuple[Prepared, str]:
     """Return the solvated system of a structure file, written to `out`.
 
     A file that already has water, hydrogens and a box is taken as it is; anything else is repaired, protonated and
@@ -66,8 +67,10 @@ def solvated(path: Path, out: Path, *, ph: float, padding: float, seed: int) -> 
 
     Returns
     -------
-    Prepared
+    prepared : Prepared
         Topology and positions.
+    left_out : str
+        What the file holds and the simulation does not (other chains, ligands), for a warning; empty if nothing.
 
     Raises
     ------
@@ -79,8 +82,9 @@ def solvated(path: Path, out: Path, *, ph: float, padding: float, seed: int) -> 
     if not path.is_file():
         raise ConfigError(f"there is no structure file {path}. Give a PDB or mmCIF file, such as 1crn.pdb.")
     try:
-        ready = _as_prepared(path)
+        ready, left_out = _as_prepared(path), ""
         if ready is None:
+            left_out = _left_out(path)
             ready = prepare(path, out, ph=ph, padding=padding, seed=seed)
         else:
             write_prepared(ready.topology, ready.positions, out)
@@ -88,7 +92,20 @@ def solvated(path: Path, out: Path, *, ph: float, padding: float, seed: int) -> 
         raise ConfigError(f"{path.name} cannot be simulated: {error}") from error
     if not protein_mask(ready.topology).any():
         raise TopologyError(f"{path.name} holds no protein; the model has nothing to act on. Give a protein structure.")
-    return ready
+    return ready, left_out
+
+
+def _left_out(path: Path) -> str:
+    try:
+        facts = inspect(path)
+    except EntryError:  # a file without the archive's header or end may still be one that can be prepared
+        return ""
+    lost = []
+    if facts.n_chains > 1:
+        lost.append(f"all but the chain with most amino acids of {facts.n_chains} chains")
+    if facts.ligands:
+        lost.append(f"ligands and ions of the crystal ({', '.join(sorted(set(facts.ligands)))})")
+    return f"preparation removes {' and '.join(lost)}; solvate the file yourself to keep them" if lost else ""
 
 
 def is_solvated(topology: app.Topology) -> bool:
@@ -148,7 +165,12 @@ def mm_system(prepared: Prepared, force_field: tuple[str, ...], cutoff: float) -
 
 
 def add_model(
-    system: openmm.System, topology: app.Topology, model: Path | None, mode: str | None, backend: str
+    system: openmm.System,
+    topology: app.Topology,
+    model: Path | None,
+    mode: str | None,
+    backend: str,
+    mm_platform: str = "auto",
 ) -> Simulated:
     """Add a model's force to an MM system.
 
@@ -164,6 +186,8 @@ def add_model(
         A mode of `DeployedModel.add_to_system`; None takes the one that the card allows.
     backend
         "auto", "pythonforce" or "torchforce".
+    mm_platform
+        Of the inner MM Context of mode `solute`.
 
     Raises
     ------
@@ -183,7 +207,7 @@ def add_model(
         system = deployed.create_system(topology, backend=backend)
         system.addForce(openmm.CMMotionRemover())
     else:
-        system = deployed.add_to_system(system, topology, mode=mode, backend=backend)
+        system = deployed.add_to_system(system, topology, mode=mode, backend=backend, mm_platform=mm_platform)
     warnings = []
     if mode == "solute":
         warnings.append(

@@ -145,9 +145,12 @@ def simulate(config: SimulationConfig, restart: bool = False, message: Message =
         prepared = read_prepared(topology_file)
     else:
         message(f"preparing {config.structure.name} (repair, hydrogens and water where missing)")
-        prepared = build.solvated(
+        prepared, left_out = build.solvated(
             config.structure, topology_file, ph=config.ph, padding=config.padding, seed=config.seed
         )
+        if left_out:
+            message(f"note: {left_out}")
+            warnings.append(left_out)
     if not (folder / "config.json").is_file():
         write_whole(folder / "config.json", json.dumps(resolved, indent=1).encode())
     system = build.mm_system(prepared, config.force_field, config.cutoff)
@@ -167,7 +170,7 @@ def simulate(config: SimulationConfig, restart: bool = False, message: Message =
             seed=config.seed,
         )
         snapshot = record.Snapshot(0, positions, velocities, prepared.box, 0.0)
-    simulated = build.add_model(system, prepared.topology, config.model, config.mode, config.backend)
+    simulated = build.add_model(system, prepared.topology, config.model, config.mode, config.backend, config.platform)
     warnings += simulated.warnings
     for line in simulated.warnings:
         message(f"note: {line}")
@@ -190,6 +193,7 @@ def simulate(config: SimulationConfig, restart: bool = False, message: Message =
                 "(--start thermal), or use a better model."
             ) from error
         message(f"FIRE: largest force {fired['start_max_force']:.0f} -> {fired['max_force']:.0f} kJ/mol/nm")
+    if new and (fired is not None or not snapshot.velocities.any()):
         context.setVelocitiesToTemperature(config.temperature * unit.kelvin, config.seed + 1)
         snapshot = _snapshot(context, 0, 0.0)
     if not new:

@@ -343,6 +343,8 @@ class Supervisor(lightning.Callback):
     def _save(self, trainer: lightning.Trainer) -> None:
         weights = {name: value.cpu().clone() for name, value in self.average.values.items()}
         model = self.module.model
+        if not all(bool(torch.isfinite(value).all()) for value in (*weights.values(), *model.state_dict().values())):
+            return  # the next loss ends the run; what is on disk stays good
         checkpoint = files.Checkpoint(
             model_config=self.config.model,
             state_dict=weights,

@@ -163,7 +163,9 @@ def label_structure(config: ValidationConfig, message: Message) -> Path:
             if file.attrs.get("config") == settings:
                 return path
     message(f"preparing, sampling and labelling {config.frames} frames of {config.input.name}")
-    prepared = solvated(config.input, config.output / "input.cif", ph=7.0, padding=0.8, seed=config.seed)
+    prepared, left_out = solvated(config.input, config.output / "input.cif", ph=7.0, padding=0.8, seed=config.seed)
+    if left_out:
+        message(f"note: {left_out}")
     mask = protein_mask(prepared.topology)
     residues = list(dict.fromkeys(a.residue for a in prepared.topology.atoms() if mask[a.index]))
     try:

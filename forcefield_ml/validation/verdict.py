@@ -133,7 +133,7 @@ def _held(result: Mapping[str, Any]) -> bool:
     """Tell whether a run went on to its end with the solute near the temperature that was set."""
     second = result["temperature"]["second_half"].get("solute")
     target = result["temperature"]["target"]
-    return result["event"] is None and second is not None and abs(second["mean"] - target) < HELD * target
+    return result["status"] == "finished" and second is not None and abs(second["mean"] - target) < HELD * target
 
 
 def simulated(result: Mapping[str, Any]) -> str:

@@ -129,3 +129,18 @@ def test_two_runs_cannot_share_a_folder(mirror: Path, tmp_path: Path) -> None:
     (tmp_path / "busy").mkdir()
     with _only_one(tmp_path / "busy"), pytest.raises(ConfigError, match="another run is at work"):
         run(config, tmp_path / "busy")
+
+
+@pytest.mark.parametrize("wrong", [{"platform": "CPUs"}, {"force_field": ["amber99.xml"]}])
+def test_what_would_fail_everywhere_is_refused_at_once(
+    done: tuple[PipelineConfig, Path, dict], tmp_path: Path, wrong: dict
+) -> None:
+    """A platform or force field that OpenMM lacks is an error of the configuration, no failure of every entry."""
+    config, _, _ = done
+    if "platform" in wrong:
+        config = config.model_copy(update=wrong)
+    else:
+        config = config.model_copy(update={"label": config.label.model_copy(update=wrong)})
+    with pytest.raises(ConfigError, match=r"CPUs|amber99"):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "prepared").exists()

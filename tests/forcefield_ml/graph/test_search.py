@@ -92,6 +92,8 @@ def test_bad_input_is_refused() -> None:
         NeighbourSearch("cutoff", cutoff=0.51 * float(heights(box).min()))(positions, box)
     with pytest.raises(ValueError, match="too small for the nearest"):
         NeighbourSearch("nearest", n_neighbours=60)(positions, box)
+    with pytest.raises(ValueError, match="too small for the nearest"):  # fewer atoms than K, some out of reach
+        NeighbourSearch("nearest", n_neighbours=80)(positions, box)
     with pytest.raises(BoxError, match="twice the cutoff"):
         check_box(box, 1.0)
     with pytest.raises(BoxError, match="no volume"):
