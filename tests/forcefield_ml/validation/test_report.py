@@ -222,7 +222,11 @@ def test_verdict_tells_a_stopped_simulation() -> None:
     ("changes", "claim"),
     [
         ({}, "Fit for: short thermostatted runs"),
-        ({"event": {"step": 3, "reason": "hot", "atoms": [], "kind": "temperature"}}, "Not fit for: dynamics"),
+        ({"status": "interrupted"}, "Not fit for: dynamics"),
+        (
+            {"status": "unstable", "event": {"step": 3, "reason": "hot", "atoms": [], "kind": "temperature"}},
+            "Not fit for: dynamics",
+        ),
         ({"temperature": {"target": 300.0, "second_half": {"solute": {"mean": 500.0}}}}, "Not fit for: dynamics"),
         ({"model": {**SIMULATION["model"], "sha256": "other"}}, "Not shown here"),
     ],
