@@ -65,7 +65,7 @@ def steps(out: Path, size: Size) -> list[tuple[str, list[str]]]:
         options = ["--dataset", dataset, "-o", str(folder), "--max-minutes", str(minutes)]
         return [learning, "train", str(HERE / recipe), *options]
 
-    run = ["--steps", str(size.steps), "--equilibration", "0.2"]
+    run = ["--steps", str(size.steps), "--equilibration", "0.2", "--friction", "10"]
     seen = ["--also", str(out / "paper.pt"), "--also", SHIPPED, "--simulation", str(out / "simulation")]
     seen += ["--pipeline", str(thermal), "--pipeline", str(minimized)]
     return [
