@@ -42,7 +42,7 @@ class Size:
     steps: int
 
 
-FULL = Size(limit=(), paper_minutes=1.5, fast_minutes=2.0, steps=300)
+FULL = Size(limit=(), paper_minutes=1.5, fast_minutes=2.0, steps=160)
 SHORT = Size(limit=("--limit", "4"), paper_minutes=0.2, fast_minutes=0.4, steps=20)
 
 
