@@ -7,6 +7,7 @@ import io
 import json
 import os
 import zipfile
+import zlib
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -224,6 +225,6 @@ def _card_of(data: bytes, source: str) -> dict[str, Any]:
             if len(cards) != 1:
                 raise ModelFileError(f"{source} is TorchScript without a card: not a model of this program. {ADVICE}")
             text = archive.read(cards[0]).decode("utf-8")
-    except (zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, UnicodeDecodeError, NotImplementedError, EOFError, OSError) as error:
         raise ModelFileError(f"{source} is damaged ({error}). {ADVICE}") from None
     return parse_card(text, source)

@@ -133,6 +133,22 @@ def test_bad_files(deployed: dict[str, Deployed], tmp_path: Path) -> None:
     forcefield_ml.load(unchanged)  # control: rewriting alone does no harm
 
 
+def test_a_damaged_byte_anywhere_is_refused(deployed: dict[str, Deployed], tmp_path: Path) -> None:
+    """Wherever in the file a byte is wrong, it is a ModelFileError or does no harm; never another exception."""
+    good = deployed["fast"].path.read_bytes()
+    refused = 0
+    for place in range(7, len(good), max(1, len(good) // 60)):
+        damaged = bytearray(good)
+        damaged[place] ^= 0xFF
+        path = tmp_path / "damaged.pt"
+        path.write_bytes(damaged)
+        try:
+            forcefield_ml.load(path)
+        except ModelFileError:
+            refused += 1
+    assert refused > 20
+
+
 def test_loading_runs_no_pickle(deployed: dict[str, Deployed], tmp_path: Path) -> None:
     """A pickle with a payload in the place of the model's data is refused and not run."""
     marker = tmp_path / "ran"
