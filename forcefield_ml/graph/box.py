@@ -1,6 +1,6 @@
-"""Periodic boxes: shape, heights and the smallest box that a cutoff allows."""
+"""Periodic boxes: shape, heights and the smallest box that a cutoff allows. `heights` compiles to TorchScript."""
 
-from __future__ import annotations
+from typing import List
 
 import torch
 from torch import Tensor
@@ -24,8 +24,10 @@ def heights(box: Tensor) -> Tensor:
         (3,) nm.
     """
     volume = torch.det(box).abs()
-    faces = torch.stack([torch.linalg.cross(box[(i + 1) % 3], box[(i + 2) % 3]).norm() for i in range(3)])
-    return volume / faces
+    faces: List[Tensor] = []
+    for axis in range(3):
+        faces.append(torch.linalg.cross(box[(axis + 1) % 3], box[(axis + 2) % 3]).norm())
+    return volume / torch.stack(faces)
 
 
 def check_box(box: Tensor, cutoff: float) -> None:

@@ -7,6 +7,7 @@ import torch
 import vesin_torch  # noqa: F401  registers torch.classes.vesin, also for scripted models loaded later
 from torch import Tensor, nn
 
+from forcefield_ml.graph.box import heights
 from forcefield_ml.graph.neighbour_matrix import NeighbourMatrix
 
 LIQUID_DENSITY = 100.0
@@ -51,13 +52,7 @@ def _vectors(positions: Tensor, indices: Tensor, offsets: Tensor, mask: Tensor) 
 
 def _half_height(box: Tensor) -> float:
     """Return half the smallest distance between opposite faces of the box, nm."""
-    cell = box.detach().to(torch.float64)
-    volume = torch.det(cell).abs()
-    smallest = torch.tensor(float("inf"), dtype=torch.float64)
-    for axis in range(3):
-        face = torch.linalg.cross(cell[(axis + 1) % 3], cell[(axis + 2) % 3]).norm()
-        smallest = torch.minimum(smallest, (volume / face).cpu())
-    return 0.5 * float(smallest)
+    return 0.5 * float(heights(box.detach().to(torch.float64)).min())
 
 
 class NeighbourSearch(nn.Module):

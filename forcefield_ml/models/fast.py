@@ -5,6 +5,7 @@ exchange scalars and vectors by the same dense convolution as the paper's networ
 perceptron, as in PaiNN (Schütt et al., arXiv:2102.03150, section 3.2), with all messages linear in the radial units.
 """
 
+import math
 from typing import List, Literal, Tuple
 
 import torch
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from forcefield_ml.graph.neighbour_matrix import NeighbourMatrix
+from forcefield_ml.graph.search import LIQUID_DENSITY
 from forcefield_ml.models.interface import Atoms, Capabilities, Features
 from forcefield_ml.nn.convolution import DenseConvolution
 from forcefield_ml.nn.edges import edges
@@ -36,9 +38,6 @@ class FastConfig(BaseModel):
     n_first_units: int = Field(24, ge=1, description="radial units of the first layer")
     filter_order: Literal[1, 2] = Field(1, description="largest harmonic in the messages")
     elements: Tuple[int, ...] = Field((1, 6, 7, 8, 11, 16, 17), description="atomic numbers the model knows")
-
-
-TYPICAL_NEIGHBOURS_PER_NM3 = 100.0
 
 
 class FirstLayer(nn.Module):
@@ -119,7 +118,7 @@ class FastNetwork(nn.Module):
         self.filter_order = config.filter_order
         self.one_hot = ElementOneHot(list(config.elements), [])
         self.basis = ExponentialNormalBasis(config.n_basis, r_max=config.cutoff)
-        n_neighbours = TYPICAL_NEIGHBOURS_PER_NM3 * 4.18879 * config.cutoff**3
+        n_neighbours = LIQUID_DENSITY * 4.0 / 3.0 * math.pi * config.cutoff**3
         self.first = FirstLayer(config, n_neighbours)
         self.layers = nn.ModuleList([InteractionLayer(config, n_neighbours) for _ in range(config.n_layers - 1)])
         self.n_scalars = config.n_channels
