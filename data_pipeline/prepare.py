@@ -7,7 +7,6 @@ alternative location is taken; short gaps inside the chain are rebuilt, missing 
 from __future__ import annotations
 
 import io
-import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import pdbfixer
 from openmm import app, unit
 
 from data_pipeline.errors import EntryError
+from data_pipeline.files import whole
 from data_pipeline.structure import read_entry
 from data_pipeline.systems import DEFAULT_FORCE_FIELD, force_field, protein_mask, single_thread_platform
 
@@ -249,9 +249,8 @@ def write_prepared(topology: app.Topology, positions: np.ndarray, out: str | Pat
     lines = [line for line in buffer.getvalue().splitlines() if not line.startswith("# Created with OpenMM")]
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    os.replace(temporary, out)
+    with whole(out) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def read_prepared(path: str | Path) -> Prepared:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import os
 import platform
 import time
 from collections import Counter
@@ -22,6 +21,7 @@ from data_pipeline.config import PipelineConfig, dump_config, entry_seed, stage_
 from data_pipeline.datasheet import datasheet
 from data_pipeline.engine import Task, map_stage
 from data_pipeline.errors import ConfigError, EntryError, PipelineError
+from data_pipeline.files import whole
 from data_pipeline.ledger import FAILED, OK, REJECTED, Ledger, Record, sha256
 from data_pipeline.pack import PackedEntry, pack
 from data_pipeline.schema import ENTRY_FIELDS
@@ -362,9 +362,8 @@ def versions() -> dict[str, str]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file that appears complete or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:

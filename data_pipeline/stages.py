@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_pipeline.errors import EntryError
+from data_pipeline.files import whole
 from data_pipeline.label import describe, displace, label
 from data_pipeline.prepare import prepare, read_prepared
 from data_pipeline.sample import Frames, sample_minimized, sample_thermal
@@ -81,10 +81,5 @@ def read_frames(path: str | Path) -> Frames:
 
 def save_arrays(path: Path, arrays: dict[str, Any]) -> None:
     """Write an .npz file that appears complete or not at all; the same arrays give the same bytes."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
