@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import h5py
 import numpy as np
 
 from data_pipeline.errors import PipelineError
+from data_pipeline.files import whole
 from data_pipeline.schema import (
     ENTRIES_GROUP,
     ENTRY_ATTRIBUTES,
@@ -79,11 +79,10 @@ def pack(
         raise SchemaError(f"no compression {compression!r}. Allowed: {', '.join(COMPRESSIONS)}.")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     digest = hashlib.sha256()
     previous = ""
     try:
-        with h5py.File(temporary, "w", libver=("v108", "v108")) as file:
+        with whole(path) as temporary, h5py.File(temporary, "w", libver=("v108", "v108")) as file:
             group = file.create_group(ENTRIES_GROUP)
             for entry in entries:
                 if entry.name <= previous:
@@ -101,11 +100,8 @@ def pack(
             }
             for declared in FILE_ATTRIBUTES:
                 file.attrs[declared.name] = _attribute(declared, values, "the file")
-        os.replace(temporary, path)
     except OSError as error:
         raise PipelineError(_disk_message(error, path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return digest.hexdigest()
 
 
