@@ -7,7 +7,7 @@ import pytest
 from data_pipeline.config import dump_config, entry_seed, load_config, stage_key
 from data_pipeline.errors import ConfigError
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 MINIMAL = "name: x\nsource: {path: entries}\n"
 
 

@@ -14,7 +14,7 @@ from data_pipeline.curate import CRITERIA, Criteria, EntryFacts, inspect, judge
 from data_pipeline.errors import EntryError
 from data_pipeline.sources import open_source
 
-DEMO = Path(__file__).parents[3] / "examples" / "demo" / "mirror"
+DEMO = Path(__file__).parents[2] / "examples" / "demo" / "mirror"
 
 # As published: UniProt P0CG48 (ubiquitin), and the chain of hen egg-white lysozyme (P00698 without its signal).
 UBIQUITIN = "MQIFVKTLTGKTITLEVEPSDTIENVKAKIQDKEGIPPDQQRLIFAGKQLEDGRTLSDYNIQKESTLHLVLRLRGG"

@@ -8,7 +8,7 @@ import pytest
 
 from data_pipeline.prepare import Prepared, prepare
 
-MIRROR = Path(__file__).parents[3] / "examples" / "demo" / "mirror"
+MIRROR = Path(__file__).parents[2] / "examples" / "demo" / "mirror"
 
 
 @pytest.fixture(scope="session")

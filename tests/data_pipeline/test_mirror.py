@@ -11,7 +11,7 @@ import pytest
 from data_pipeline.errors import ConfigError
 from data_pipeline.sources import normalise_id, open_source
 
-DEMO = Path(__file__).parents[3] / "examples" / "demo" / "mirror"
+DEMO = Path(__file__).parents[2] / "examples" / "demo" / "mirror"
 
 
 def test_demo_mirror_holds_what_its_readme_lists():

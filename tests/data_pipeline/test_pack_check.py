@@ -243,5 +243,5 @@ def test_unit_agrees_with_the_learning_side() -> None:
 
 def test_documentation_holds_the_schema() -> None:
     """docs/dataset.md has the tables that the schema prints."""
-    text = (Path(__file__).parents[3] / "docs" / "dataset.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "dataset.md").read_text(encoding="utf-8")
     assert markdown() in text
