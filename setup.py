@@ -26,7 +26,7 @@ setup(
     install_requires=[
         "openmm>=8.6.1",
         "pdbfixer>=1.11",
-        "gemmi>=0.7",
+        "gemmi>=0.7.5",
         "h5py>=3.11",
         "numpy>=1.26",
         "pydantic>=2.9",

@@ -2,7 +2,7 @@
 
 | stage   | reads                        | writes                 | module               |
 |---------|------------------------------|------------------------|----------------------|
-| select  | a source of entries          | selection.json         | sources/, curate.py, selection.py |
+| select  | a source of entries          | selection.json         | sources/, facts.py, curate.py, selection.py |
 | cluster | selection.json               | clusters.json          | cluster.py           |
 | split   | clusters.json                | split.json             | split.py             |
 | prepare | an entry's file              | prepared/ID.cif        | prepare.py           |

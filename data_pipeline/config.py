@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +41,22 @@ class SelectConfig(_Section):
     method: str | None = Field(default="X-RAY DIFFRACTION", description="The only experimental method.")
     max_resolution: float | None = Field(default=2.5, description="Å; strictly better than this.")
     max_models: int | None = Field(default=1, description="Models in the file.")
+    max_internal_missing: int | None = Field(
+        default=None, ge=0, description="Residues without coordinates inside the chain, all gaps together."
+    )
+    max_gap: int | None = Field(default=None, ge=0, description="Residues of the longest gap inside the chain.")
+    min_observed: float | None = Field(
+        default=None, ge=0, le=1, description="Share of the residues with coordinates, ends included."
+    )
+    modified: Literal["repair", "reject"] = Field(
+        default="repair", description="Residues besides the twenty; repaired only where their parent is known."
+    )
+    ligands: Literal["keep", "reject"] | list[str] = Field(
+        default="keep", description="What preparation removes; a list names those that an entry may have."
+    )
+    disulfides: Literal["any", "required", "none"] = Field(default="any", description="As the header declares them.")
+    altlocs: Literal["keep", "reject"] = Field(default="keep", description="Alternative locations in the chain.")
+    insertion_codes: Literal["keep", "reject"] = Field(default="keep", description="In the chain's numbering.")
     ids: list[str] | None = Field(default=None, description="Only these entries.")
     limit: int | None = Field(
         default=None, ge=1, description="Only so many of those kept, the smallest proteins first."
@@ -48,14 +65,10 @@ class SelectConfig(_Section):
 
     def criteria(self) -> Criteria:
         """Return the limits as `curate.judge` takes them."""
-        return Criteria(
-            n_chains=self.n_chains,
-            max_residues=self.max_residues,
-            min_residues=self.min_residues,
-            method=self.method,
-            max_resolution=self.max_resolution,
-            max_models=self.max_models,
-        )
+        values = {field.name: getattr(self, field.name) for field in fields(Criteria)}
+        if not isinstance(self.ligands, str):
+            values["ligands"] = tuple(name.upper() for name in self.ligands)
+        return Criteria(**values)
 
 
 class SplitConfig(_Section):

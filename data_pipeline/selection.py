@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.config import SelectConfig
-from data_pipeline.curate import EntryFacts, inspect, judge
+from data_pipeline.curate import judge
 from data_pipeline.errors import EntryError
+from data_pipeline.facts import EntryFacts, inspect
 from data_pipeline.ledger import OK, REJECTED, Record
 from data_pipeline.sources import Source, normalise_id
 

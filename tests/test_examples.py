@@ -21,6 +21,7 @@ from data_pipeline import curate
 from data_pipeline.check import check as check_dataset
 from data_pipeline.config import PipelineConfig, load_config
 from data_pipeline.errors import EntryError
+from data_pipeline.facts import inspect
 from data_pipeline.sources import open_source
 from data_pipeline.split import check_leakage
 from forcefield_ml import pretrained
@@ -164,7 +165,7 @@ def test_shipped_model_has_not_seen_the_demos_proteins(demo: ModuleType) -> None
     bundled = {}
     for entry in source.ids():
         with contextlib.suppress(EntryError):
-            facts = curate.inspect(source.path(entry))
+            facts = inspect(source.path(entry))
             if curate.judge(facts).keep:
                 bundled[entry] = facts.sequence
     assert len(bundled) > 5

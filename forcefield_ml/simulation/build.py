@@ -11,8 +11,8 @@ import openmm
 from numpy.typing import NDArray
 from openmm import app, unit
 
-from data_pipeline.curate import inspect
 from data_pipeline.errors import EntryError, PipelineError
+from data_pipeline.facts import inspect
 from data_pipeline.prepare import Prepared, prepare, read_prepared, write_prepared
 from data_pipeline.systems import build_system, protein_mask
 from forcefield_ml.errors import ConfigError, TopologyError

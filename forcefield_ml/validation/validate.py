@@ -206,8 +206,8 @@ def _sequence(path: Path, names: list[str]) -> str:
     """Return the sequence as deposited, which is what a model's card holds, or else that of the residues prepared."""
     import gemmi
 
-    from data_pipeline.curate import inspect
     from data_pipeline.errors import EntryError
+    from data_pipeline.facts import inspect
 
     try:
         facts = inspect(path)

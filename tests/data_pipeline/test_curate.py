@@ -10,8 +10,9 @@ from pathlib import Path
 import gemmi
 import pytest
 
-from data_pipeline.curate import CRITERIA, Criteria, EntryFacts, inspect, judge
+from data_pipeline.curate import CRITERIA, Criteria, judge
 from data_pipeline.errors import EntryError
+from data_pipeline.facts import EntryFacts, inspect
 from data_pipeline.sources import open_source
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo" / "mirror"
