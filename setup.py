@@ -22,7 +22,11 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["forcefield_ml*", "data_pipeline*"]),
     include_package_data=True,
-    package_data={"forcefield_ml.validation": ["templates/*.html"], "forcefield_ml.pretrained": ["*.pt", "*.yaml"]},
+    package_data={
+        "data_pipeline": ["templates/*.html"],
+        "forcefield_ml.validation": ["templates/*.html"],
+        "forcefield_ml.pretrained": ["*.pt", "*.yaml"],
+    },
     install_requires=[
         "openmm>=8.6.1",
         "pdbfixer>=1.11",

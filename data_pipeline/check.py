@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,8 +103,15 @@ def open_dataset(path: str | Path) -> h5py.File:
     return file
 
 
-def read_entries(file: h5py.File) -> Iterator[PackedEntry]:
+def read_entries(file: h5py.File, wanted: Collection[str] | None = None) -> Iterator[PackedEntry]:
     """Yield the entries of an open dataset one by one, in order of name, with whatever fields they have.
+
+    Parameters
+    ----------
+    file
+        From `open_dataset`.
+    wanted
+        Only these fields, of those that an entry has.
 
     Raises
     ------
@@ -115,7 +122,7 @@ def read_entries(file: h5py.File) -> Iterator[PackedEntry]:
     for name in sorted(entries):
         group = entries[name]
         try:
-            fields = {key: group[key][()] for key in group}
+            fields = {key: group[key][()] for key in group if wanted is None or key in wanted}
             attributes = dict(group.attrs)
         except (OSError, RuntimeError, KeyError, AttributeError) as error:
             raise SchemaError(

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from data_pipeline.check import check as check_dataset
 from data_pipeline.config import load_config
-from data_pipeline.datasheet import datasheet
+from data_pipeline.datasheet import datasheet, find_summary, read_summary, write_datasheet
 from data_pipeline.errors import PipelineError
 from data_pipeline.progress import show_progress
 from data_pipeline.run import run as run_pipeline
@@ -79,6 +79,23 @@ def check_command(
         console.print(f"{escape(str(dataset))}: {verdict}", highlight=False, soft_wrap=True)
     if not report.ok:
         raise typer.Exit(1)
+
+
+@app.command("datasheet")
+def datasheet_command(
+    dataset: Annotated[Path, typer.Argument(help="A dataset.h5.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder. Default: the dataset's.")] = None,
+    summary: Annotated[Path | None, typer.Option(help="The run's summary.json. Default: beside the dataset.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what datasheet.json holds.")] = False,
+) -> None:
+    """Describe a dataset: datasheet.html for people, datasheet.json for machines."""
+    folder = output or dataset.parent
+    sheet = write_datasheet(dataset, folder, read_summary(summary) if summary else find_summary(dataset))
+    if as_json:
+        print((folder / "datasheet.json").read_text(encoding="utf-8"), end="")
+    else:
+        console.print(_sheet_table(sheet))
+        console.print(str(folder / "datasheet.html"), soft_wrap=True, highlight=False)
 
 
 def _print_summary(summary: dict[str, Any]) -> None:

@@ -12,11 +12,12 @@ import pytest
 
 from data_pipeline import pack as pack_module
 from data_pipeline.check import check, open_dataset, read_entries
-from data_pipeline.datasheet import MEV_PER_ANGSTROM, datasheet
+from data_pipeline.datasheet import datasheet
 from data_pipeline.describe import markdown
 from data_pipeline.errors import PipelineError
 from data_pipeline.pack import PackedEntry, pack
 from data_pipeline.schema import ENTRY_FIELDS, SCHEMA_VERSION, SchemaError
+from data_pipeline.tally import MEV_PER_ANGSTROM
 
 SEQUENCES = {"1aaa": "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ", "2bbb": "GSSGSSGWCPDNYTHEVCQMMLFRADGKPWNCE"}
 FILE_VALUES = {
