@@ -39,7 +39,7 @@ def run_command(
     config: Annotated[Path, typer.Argument(help="A YAML file; see docs/dataset.md and examples/.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Run folder. Default: runs/NAME.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes of one thread each.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only so many entries, the smallest first.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many, spread over splits and clusters.")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
@@ -100,21 +100,20 @@ def datasheet_command(
 
 def _print_summary(summary: dict[str, Any]) -> None:
     table = Table(title=f"{summary['name']}: from entries to data", title_justify="left", show_header=False)
-    sheet = summary["datasheet"]["splits"]["all"]
     rows = [
         ("entries seen", summary["seen"]),
         ("used", f"{summary['kept']} ({summary['left_out']} not needed)"),
         *((f"rejected, {reason}", n) for reason, n in summary["rejected"].items()),
         *((f"failed, {reason}", n) for reason, n in summary["failed"].items()),
         ("clusters", f"{summary['clusters']} ({summary['cluster_method']})"),
-        ("in the data set", f"{sheet['entries']} entries, {sheet['frames']} frames, {sheet['atoms']} atoms"),
         ("seconds", ", ".join(f"{stage} {seconds:g}" for stage, seconds in summary["seconds"].items())),
     ]
     for name, value in rows:
         table.add_row(name, str(value))
     console.print(table)
-    console.print(_sheet_table(summary["datasheet"]))
-    console.print(summary["dataset"], soft_wrap=True, highlight=False)
+    for made in summary["datasets"].values():
+        console.print(_sheet_table(made["datasheet"]))
+        console.print(made["dataset"], soft_wrap=True, highlight=False)
 
 
 def _sheet_table(sheet: dict[str, Any]) -> Table:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from data_pipeline.curate import Criteria
 from data_pipeline.errors import ConfigError
+from data_pipeline.sample import CUTOFF
 from data_pipeline.systems import DEFAULT_FORCE_FIELD
 
 
@@ -58,8 +59,9 @@ class SelectConfig(_Section):
     altlocs: Literal["keep", "reject"] = Field(default="keep", description="Alternative locations in the chain.")
     insertion_codes: Literal["keep", "reject"] = Field(default="keep", description="In the chain's numbering.")
     ids: list[str] | None = Field(default=None, description="Only these entries.")
-    limit: int | None = Field(
-        default=None, ge=1, description="Only so many of those kept, the smallest proteins first."
+    limit: int | None = Field(default=None, ge=1, description="Only so many, spread over splits and clusters.")
+    prefer: Literal["random", "smallest"] = Field(
+        default="random", description="Which a limit or an even draw takes first."
     )
     one_per_cluster: bool = Field(default=False, description="Only the best resolved entry of each sequence cluster.")
 
@@ -79,6 +81,9 @@ class SplitConfig(_Section):
     train: float = Field(default=0.7, ge=0)
     validation: float = Field(default=0.15, ge=0)
     test: float = Field(default=0.15, ge=0)
+    draw: Literal["random", "even"] = Field(
+        default="random", description="Numbers of entries: drawn from all of a split's, or evenly over its clusters."
+    )
 
     @model_validator(mode="after")
     def _fractions_or_counts(self) -> SplitConfig:
@@ -90,9 +95,14 @@ class SplitConfig(_Section):
         return self
 
     @property
+    def fractions(self) -> dict[str, float]:
+        """Sizes by split."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    @property
     def counts(self) -> dict[str, int] | None:
         """Numbers of entries by split, or None where the sizes are fractions."""
-        sizes = {"train": self.train, "validation": self.validation, "test": self.test}
+        sizes = self.fractions
         whole = all(float(size).is_integer() for size in sizes.values()) and sum(sizes.values()) > 1
         return {name: int(size) for name, size in sizes.items()} if whole else None
 
@@ -109,23 +119,63 @@ class PrepareConfig(_Section):
     add_missing_ends: bool = Field(default=False, description="Build residues missing at the ends of the chain too.")
 
 
-class SampleConfig(_Section):
-    """How frames are made; keys of the other protocol are ignored."""
+Protocol = Literal["thermal", "minimized"]
 
-    protocol: Literal["thermal", "minimized"] = "thermal"
-    n_frames: int = Field(default=4, ge=1, description="Thermal: snapshots of each entry.")
-    temperature: float = Field(default=300.0, gt=0, description="Thermal: K.")
+
+class SampleConfig(_Section):
+    """How frames are made; with both protocols named, one run makes both data sets from the same proteins."""
+
+    protocol: Protocol | list[Protocol] = Field(default="thermal", description="One, or a list of both.")
+    force_field: str | list[str] | None = Field(
+        default=None, description="What moves the atoms; the label's where none is named."
+    )
+    cutoff: float = Field(default=CUTOFF, gt=0, description="nm, direct space, while atoms move.")
+    relax_tolerance: float = Field(default=30.0, gt=0, description="kJ/mol/nm, of the minimisation that comes first.")
+    n_frames: int = Field(default=4, ge=1, description="Thermal: snapshots of each entry at each temperature.")
+    temperature: float | list[float] = Field(default=300.0, description="Thermal: K; several one after the other.")
     equilibration: float = Field(default=2.0, gt=0, description="Thermal: ps before the first snapshot.")
     interval: float = Field(default=1.0, gt=0, description="Thermal: ps between snapshots.")
-    timestep: float = Field(default=0.001, gt=0, le=0.001, description="Thermal: ps; nothing is constrained.")
-    friction: float = Field(default=2.0, gt=0, description="Thermal: 1/ps.")
-    equilibration_friction: float = Field(default=10.0, gt=0, description="Thermal: 1/ps before the first snapshot.")
-    minimise_iterations: int = Field(default=200, ge=0, description="Thermal: steps of relaxation before the run.")
-    flexible_tolerance: float = Field(default=30.0, gt=0, description="Minimized: kJ/mol/nm, all bonds flexible.")
-    constrained_tolerance: float = Field(
-        default=10.0, gt=0, description="Minimized: kJ/mol/nm, bonds to hydrogen fixed."
+    timestep: float = Field(default=0.004, gt=0, le=0.004, description="Thermal: ps, between snapshots.")
+    friction: float = Field(default=5.0, gt=0, description="Thermal: 1/ps, between snapshots.")
+    flexible_time: float = Field(
+        default=0.2, gt=0, description="Thermal: ps with every bond flexible before each snapshot."
     )
-    max_iterations: int = Field(default=0, ge=0, description="Minimized: of each minimisation; 0 for no limit.")
+    flexible_friction: float = Field(default=50.0, gt=0, description="Thermal: 1/ps, while every bond is flexible.")
+    damping_time: float = Field(default=0.4, gt=0, description="Minimized: ps of damped motion, constrained.")
+    damping_friction: float = Field(default=5.0, gt=0, description="Minimized: 1/ps.")
+
+    @model_validator(mode="after")
+    def _protocols_and_temperatures(self) -> SampleConfig:
+        if not self.protocols or len(set(self.protocols)) != len(self.protocols):
+            raise ValueError(f"protocol is {self.protocol}; name thermal, minimized or a list of both")
+        if not self.temperatures or min(self.temperatures) <= 0:
+            raise ValueError(f"temperature is {self.temperature}; give one or several above 0 K")
+        return self
+
+    @property
+    def protocols(self) -> tuple[Protocol, ...]:
+        """The protocols, in order."""
+        return tuple(self.protocol) if isinstance(self.protocol, list) else (self.protocol,)
+
+    def of(self, protocol: str) -> dict[str, Any]:
+        """Return the keyword arguments of a protocol's function in `sample`, besides what moves the atoms."""
+        if protocol == "minimized":
+            return {"damping_time": self.damping_time, "damping_friction": self.damping_friction}
+        return {
+            "temperatures": list(self.temperatures),
+            "n_frames": self.n_frames,
+            "equilibration": self.equilibration,
+            "interval": self.interval,
+            "timestep": self.timestep,
+            "friction": self.friction,
+            "flexible_time": self.flexible_time,
+            "flexible_friction": self.flexible_friction,
+        }
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """The thermostat's temperatures in K, in order."""
+        return tuple(self.temperature) if isinstance(self.temperature, list) else (self.temperature,)
 
 
 class LabelConfig(_Section):
@@ -166,6 +216,12 @@ class PipelineConfig(_Section):
     pack: PackConfig = PackConfig()
     workers: int = Field(default=2, ge=1, description="Processes, of one thread each.")
     platform: str = Field(default="CPU", description="OpenMM's platform.")
+
+    @property
+    def sampling_force_field(self) -> list[str]:
+        """What moves atoms while frames are made."""
+        named = self.sample.force_field
+        return list(self.label.force_field) if named is None else [named] if isinstance(named, str) else list(named)
 
 
 def load_config(path: str | Path) -> PipelineConfig:

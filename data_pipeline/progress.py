@@ -28,7 +28,7 @@ class Lines:
     def advance(self, record: Record) -> None:
         """Print what became of an entry."""
         self._done += 1
-        if record.stage != "pack" and (record.stage != "select" or record.status != OK):
+        if not record.stage.startswith("pack") and (record.stage != "select" or record.status != OK):
             why = "" if record.status == OK else f" {record.error_class}: {record.reason}"
             took = f" {record.seconds:.1f} s"
             self._print(f"  {record.stage} {self._done}/{self._total} {record.entry} {record.status}{why}{took}")

@@ -25,11 +25,11 @@ from data_pipeline.files import whole
 from data_pipeline.ledger import FAILED, OK, REJECTED, Ledger, Record, sha256
 from data_pipeline.pack import PackedEntry, pack
 from data_pipeline.schema import ENTRY_FIELDS
-from data_pipeline.selection import Selection, select, select_within_clusters
+from data_pipeline.selection import Selection, best_of_clusters, select
 from data_pipeline.sources import open_source
-from data_pipeline.split import check_leakage
-from data_pipeline.split import split as split_clusters
-from data_pipeline.stages import label_entry, prepare_entry, sample_entry
+from data_pipeline.split import Plan, check_leakage
+from data_pipeline.split import plan as plan_split
+from data_pipeline.stages import label_entry, prepare_entry, relax_entry, sample_entry
 from data_pipeline.systems import force_field, single_thread_platform
 
 log = logging.getLogger("data_pipeline")
@@ -137,21 +137,37 @@ class _Run:
 
         started = time.monotonic()
         clusters = self._cluster(selection)
-        selection = select_within_clusters(selection, clusters.clusters, self.config.select, self._record)
-        splits = self._split(clusters, selection)
-        selection = selection.keep(set(splits))
+        if self.config.select.one_per_cluster:
+            selection = best_of_clusters(selection, clusters.clusters)
+        plan = self._plan(clusters, selection)
         self._took("cluster, split", started)
-        write_json(self.folder / "selection.json", selection.as_json())
 
-        prepared = self._prepare(selection)
-        frames = self._sample(prepared)
-        labelled = self._label(prepared, frames)
-        self._need(labelled, "labelled")
-        started = time.monotonic()
-        self._pack(labelled, selection, clusters, splits)
-        sheet = datasheet(self.folder / DATASET)
-        self._took("pack", started)
-        return self._summary(selection, clusters, sheet)
+        lost: set[str] = set()
+        while True:  # whoever cannot be prepared is replaced, as long as the split's clusters have others
+            splits = self._split(plan, selection, lost)
+            chosen = selection.keep(set(splits))
+            prepared = self._prepare(chosen)
+            relaxed = self._relax(prepared)
+            missing = set(splits) - set(relaxed)
+            if not missing:
+                break
+            lost |= missing
+            if set(plan.chosen(lost)) <= set(splits):
+                break
+        selection = chosen
+        write_json(self.folder / "selection.json", selection.as_json())
+        self._need(relaxed, "prepared")
+
+        datasets: dict[str, Any] = {}
+        for protocol in self.config.sample.protocols:
+            frames = self._sample(protocol, prepared, relaxed)
+            labelled = self._label(protocol, prepared, frames)
+            self._need(labelled, "labelled")
+            started = time.monotonic()
+            path = self._pack(protocol, labelled, selection, clusters, splits)
+            datasets[protocol] = {"dataset": str(path.resolve()), "datasheet": datasheet(path)}
+            self._took(f"pack {protocol}", started)
+        return self._summary(selection, clusters, datasets)
 
     def _cluster(self, selection: Selection) -> Clusters:
         settings = self.config.split
@@ -170,18 +186,28 @@ class _Run:
         self.versions[clusters.method] = clusters.version
         return clusters
 
-    def _split(self, clusters: Clusters, selection: Selection) -> dict[str, str]:
+    def _plan(self, clusters: Clusters, selection: Selection) -> Plan:
         kept = {
             name: [entry for entry in entries if entry in selection.kept]
             for name, entries in clusters.clusters.items()
             if any(entry in selection.kept for entry in entries)
         }
-        settings = self.config.split
-        fractions = {"train": settings.train, "validation": settings.validation, "test": settings.test}
-        asked: dict[str, Any] = {"counts": settings.counts} if settings.counts else {"fractions": fractions}
-        splits = split_clusters(kept, **asked, seed=self.config.seed)
-        alike = {name: facts.sequence for name, facts in selection.kept.items() if name in splits}
-        leaks = check_leakage(alike, splits, settings.identity, settings.method)
+        settings, select = self.config.split, self.config.select
+        sizes = {name: facts.n_residues for name, facts in selection.kept.items()}
+        return plan_split(
+            kept,
+            counts=settings.counts,
+            fractions=None if settings.counts else settings.fractions,
+            draw=settings.draw,
+            limit=select.limit,
+            size_of=sizes if select.prefer == "smallest" else None,
+            seed=self.config.seed,
+        )
+
+    def _split(self, plan: Plan, selection: Selection, lost: set[str]) -> dict[str, str]:
+        splits = plan.chosen(lost)
+        sequences = {name: selection.kept[name].sequence for name in splits}
+        leaks = check_leakage(sequences, splits, self.config.split.identity, self.config.split.method)
         if leaks:
             pairs = ", ".join(f"{leak.first} ({leak.first_split}) and {leak.second}" for leak in leaks[:5])
             raise PipelineError(f"{len(leaks)} pairs of alike sequences lie in different splits: {pairs}")
@@ -192,12 +218,13 @@ class _Run:
         """Refuse what would fail in every entry: a platform or force field that OpenMM does not have."""
         try:
             single_thread_platform(self.config.platform)
-            force_field(tuple(self.config.label.force_field))
+            for files in (self.config.label.force_field, self.config.sampling_force_field):
+                force_field(tuple(files))
         except EntryError as error:
             raise ConfigError(str(error)) from None
 
     def _prepare(self, selection: Selection) -> dict[str, Record]:
-        settings = {**self.config.prepare.values(), "force_field_files": self.config.label.force_field}
+        settings = {**self.config.prepare.values(), "force_field_files": self.config.sampling_force_field}
         tasks = []
         for entry in selection.kept:
             seed = entry_seed(self.config.seed, entry)
@@ -206,22 +233,41 @@ class _Run:
             tasks.append(Task(entry, "prepare", key, f"prepared/{entry}.cif", str(self.folder), arguments))
         return self._stage("prepare", prepare_entry, tasks)
 
-    def _sample(self, prepared: dict[str, Record]) -> dict[str, Record]:
-        settings = {
-            **self.config.sample.values(),
-            "cutoff": self.config.label.cutoff,
-            "force_field_files": self.config.label.force_field,
-            "platform": self.config.platform,
-        }
+    def _relax(self, prepared: dict[str, Record]) -> dict[str, Record]:
+        settings = {"tolerance": self.config.sample.relax_tolerance, **self._moving()}
         tasks = []
         for entry, record in prepared.items():
-            seed = entry_seed(self.config.seed, entry)
-            key = self._key("sample", {**settings, "seed": seed}, record.output_sha256)
-            arguments = {"prepared": str(self.folder / record.output), "settings": settings, "seed": seed}
-            tasks.append(Task(entry, "sample", key, f"frames/{entry}.npz", str(self.folder), arguments))
-        return self._stage("sample", sample_entry, tasks)
+            key = self._key("relax", settings, record.output_sha256)
+            arguments = {"prepared": str(self.folder / record.output), "settings": settings}
+            tasks.append(Task(entry, "relax", key, f"relaxed/{entry}.npz", str(self.folder), arguments))
+        return self._stage("relax", relax_entry, tasks)
 
-    def _label(self, prepared: dict[str, Record], frames: dict[str, Record]) -> dict[str, Record]:
+    def _sample(self, protocol: str, prepared: dict[str, Record], relaxed: dict[str, Record]) -> dict[str, Record]:
+        settings = {**self.config.sample.of(protocol), **self._moving()}
+        tasks = []
+        for entry, record in relaxed.items():
+            seeds = {"seed": entry_seed(self.config.seed, entry)} if protocol == "thermal" else {}
+            key = self._key("sample", {"protocol": protocol, **settings, **seeds}, record.output_sha256)
+            arguments = {
+                "prepared": str(self.folder / prepared[entry].output),
+                "relaxed": str(self.folder / record.output),
+                "protocol": protocol,
+                "settings": settings,
+                **seeds,
+            }
+            output = f"{protocol}/frames/{entry}.npz"
+            tasks.append(Task(entry, f"sample {protocol}", key, output, str(self.folder), arguments))
+        return self._stage(f"sample {protocol}", sample_entry, tasks)
+
+    def _moving(self) -> dict[str, Any]:
+        """Return what relaxation and both protocols move atoms with."""
+        return {
+            "cutoff": self.config.sample.cutoff,
+            "force_field_files": self.config.sampling_force_field,
+            "platform": self.config.platform,
+        }
+
+    def _label(self, protocol: str, prepared: dict[str, Record], frames: dict[str, Record]) -> dict[str, Record]:
         values = self.config.label.values()
         settings = {"force_field_files": values.pop("force_field"), **values, "platform": self.config.platform}
         tasks = []
@@ -234,8 +280,9 @@ class _Run:
                 "settings": settings,
                 "seed": seed,
             }
-            tasks.append(Task(entry, "label", key, f"labelled/{entry}.npz", str(self.folder), arguments))
-        return self._stage("label", label_entry, tasks)
+            output = f"{protocol}/labelled/{entry}.npz"
+            tasks.append(Task(entry, f"label {protocol}", key, output, str(self.folder), arguments))
+        return self._stage(f"label {protocol}", label_entry, tasks)
 
     def _stage(self, name: str, function: Any, tasks: list[Task]) -> dict[str, Record]:
         started = time.monotonic()
@@ -256,11 +303,16 @@ class _Run:
         return {entry: record for entry, record in sorted(results.items()) if record.status == OK}
 
     def _pack(
-        self, labelled: dict[str, Record], selection: Selection, clusters: Clusters, splits: dict[str, str]
-    ) -> None:
+        self,
+        protocol: str,
+        labelled: dict[str, Record],
+        selection: Selection,
+        clusters: Clusters,
+        splits: dict[str, str],
+    ) -> Path:
         cluster_of = {entry: name for name, entries in clusters.clusters.items() for entry in entries}
         attributes = {
-            "protocol": self.config.sample.protocol,
+            "protocol": protocol,
             "force_field": ",".join(self.config.label.force_field),
             "config": json.dumps(self.config.values(), sort_keys=True),
             "versions": json.dumps(self.versions, sort_keys=True),
@@ -268,17 +320,18 @@ class _Run:
         assignment = {entry: [splits[entry], cluster_of[entry]] for entry in labelled}
         inputs = [record.output_sha256 for record in labelled.values()]
         key = stage_key("pack", {**attributes, "assignment": assignment}, *inputs)
-        self.progress.begin("pack", len(labelled), 0)
-        if self.ledger.finished("dataset", "pack", key) is None:
+        output = DATASET if len(self.config.sample.protocols) == 1 else f"{protocol}/{DATASET}"
+        stage = f"pack {protocol}"
+        self.progress.begin(stage, len(labelled), 0)
+        if self.ledger.finished("dataset", stage, key) is None:
             started = time.monotonic()
             packed = self._packed(labelled, selection, cluster_of, splits)
-            pack(packed, self.folder / DATASET, attributes, compression=self.config.pack.compression)
+            pack(packed, self.folder / output, attributes, compression=self.config.pack.compression)
             seconds = round(time.monotonic() - started, 2)
-            digest = sha256(self.folder / DATASET)
-            self.ledger.add(
-                Record("dataset", "pack", OK, key=key, output=DATASET, output_sha256=digest, seconds=seconds)
-            )
+            digest = sha256(self.folder / output)
+            self.ledger.add(Record("dataset", stage, OK, key=key, output=output, output_sha256=digest, seconds=seconds))
         self.progress.end()
+        return self.folder / output
 
     def _packed(
         self, labelled: dict[str, Record], selection: Selection, cluster_of: dict[str, str], splits: dict[str, str]
@@ -302,11 +355,11 @@ class _Run:
             )
             self.progress.advance(Record(entry, "pack", OK))
 
-    def _summary(self, selection: Selection, clusters: Clusters, sheet: dict[str, Any]) -> dict[str, Any]:
+    def _summary(self, selection: Selection, clusters: Clusters, datasets: dict[str, Any]) -> dict[str, Any]:
         lost = [record for record in self.records if record.status != OK]
         summary = {
             "name": self.config.name,
-            "dataset": str((self.folder / DATASET).resolve()),
+            "datasets": datasets,
             "seen": selection.n_seen,
             "kept": len(selection.kept),
             "left_out": selection.n_left_out,
@@ -320,12 +373,12 @@ class _Run:
             ],
             "clusters": len(clusters.clusters),
             "cluster_method": f"{clusters.method} {clusters.version}",
-            "datasheet": sheet,
             "seconds": self.seconds,
             "versions": self.versions,
         }
         write_json(self.folder / "summary.json", summary)
-        log.info("done: %d entries in %s", sheet["splits"]["all"]["entries"], self.folder / DATASET)
+        for made in datasets.values():
+            log.info("done: %d entries in %s", made["datasheet"]["splits"]["all"]["entries"], made["dataset"])
         return summary
 
     def _key(self, stage: str, settings: dict[str, Any], *inputs: str) -> str:

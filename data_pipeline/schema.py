@@ -64,6 +64,22 @@ ENTRY_FIELDS: tuple[Field, ...] = (
     Field("forces", "f4", ("F", "N", "3"), "kJ/mol/nm", "Total reference force on every atom, solvent included."),
     Field("energy", "f8", ("F",), "kJ/mol", "Total reference potential energy."),
     Field(
+        "temperature",
+        "f4",
+        ("F",),
+        "K",
+        "Temperature of the thermostat that sampled the frame; 0 for a minimum.",
+        required=False,
+    ),
+    Field(
+        "kinetic_temperature",
+        "f4",
+        ("F",),
+        "K",
+        "Of the velocities when the frame was taken; 0 for a minimum.",
+        required=False,
+    ),
+    Field(
         "displacement",
         "f4",
         ("F",),

@@ -1,4 +1,4 @@
-"""Which entries of a source are used: criteria first, then at most one per cluster, then the smallest so many."""
+"""Which entries of a source are used: the criteria first, then, if asked, one per cluster."""
 
 from __future__ import annotations
 
@@ -58,14 +58,12 @@ class Selection:
 def select(source: Source, settings: SelectConfig, record: Callable[[Record], None]) -> Selection:
     """Judge every entry of a source by the criteria.
 
-    Without clusters to come (`SelectConfig.one_per_cluster`), the limit is applied here.
-
     Parameters
     ----------
     source
         Where entries come from.
     settings
-        Criteria, ids and limit.
+        Criteria and ids.
     record
         Told what became of each entry.
 
@@ -91,14 +89,11 @@ def select(source: Source, settings: SelectConfig, record: Callable[[Record], No
             continue
         kept[entry], paths[entry], hashes[entry] = facts, path, source.sha256(entry)
         record(Record(entry, "select", OK))
-    selection = Selection(kept, paths, hashes, len(ids))
-    return selection if settings.one_per_cluster else _limited(selection, settings.limit)
+    return Selection(kept, paths, hashes, len(ids))
 
 
-def select_within_clusters(
-    selection: Selection, clusters: dict[str, list[str]], settings: SelectConfig, record: Callable[[Record], None]
-) -> Selection:
-    """Keep the best resolved entry of each cluster, then the smallest so many, if the settings ask for it.
+def best_of_clusters(selection: Selection, clusters: dict[str, list[str]]) -> Selection:
+    """Keep the best resolved entry of each cluster, whole ones before those with gaps or modified residues.
 
     Parameters
     ----------
@@ -106,24 +101,11 @@ def select_within_clusters(
         From `select`.
     clusters
         Name -> ids.
-    settings
-        Criteria, ids and limit.
-    record
-        Told nothing now; an entry that is not needed is not a rejection.
     """
-    if not settings.one_per_cluster:
-        return selection
 
     def rank(entry: str) -> tuple[bool, float, str]:
         facts = selection.kept[entry]
         whole = facts.n_internal_missing == 0 and not facts.modified
         return not whole, facts.resolution or 99.0, entry
 
-    return _limited(selection.keep({min(members, key=rank) for members in clusters.values()}), settings.limit)
-
-
-def _limited(selection: Selection, limit: int | None) -> Selection:
-    if limit is None:
-        return selection
-    by_size = sorted(selection.kept, key=lambda entry: (selection.kept[entry].n_residues, entry))
-    return selection.keep(set(by_size[:limit]))
+    return selection.keep({min(members, key=rank) for members in clusters.values()})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -11,12 +13,7 @@ from data_pipeline.errors import EntryError
 from data_pipeline.files import whole
 from data_pipeline.label import describe, displace, label
 from data_pipeline.prepare import prepare, read_prepared
-from data_pipeline.sample import Frames, sample_minimized, sample_thermal
-
-THERMAL_KEYS = (
-    "temperature n_frames equilibration interval timestep friction equilibration_friction minimise_iterations"
-).split()
-MINIMIZED_KEYS = "flexible_tolerance constrained_tolerance max_iterations".split()
+from data_pipeline.sample import Frames, relax, sample_minimized, sample_thermal
 
 
 def prepare_entry(out: Path, path: str, settings: dict[str, Any], seed: int) -> None:
@@ -24,19 +21,26 @@ def prepare_entry(out: Path, path: str, settings: dict[str, Any], seed: int) -> 
     prepare(path, out, **settings, seed=seed)
 
 
-def sample_entry(out: Path, prepared: str, settings: dict[str, Any], seed: int) -> None:
-    """Write frames/ID.npz by the protocol that the settings name; see `sample`."""
+def relax_entry(out: Path, prepared: str, settings: dict[str, Any]) -> None:
+    """Write relaxed/ID.npz; see `sample.relax`."""
+    save_arrays(out, {"positions": relax(read_prepared(prepared), **settings)})
+
+
+def sample_entry(
+    out: Path, prepared: str, relaxed: str, protocol: str, settings: dict[str, Any], seed: int | None = None
+) -> None:
+    """Write PROTOCOL/frames/ID.npz; see `sample`."""
     system = read_prepared(prepared)
-    common = {key: settings[key] for key in ("cutoff", "force_field_files", "platform")}
-    if settings["protocol"] == "thermal":
-        frames = sample_thermal(system, **{key: settings[key] for key in THERMAL_KEYS}, **common, seed=seed)
+    (start,) = read_arrays(relaxed, "positions")
+    if protocol == "thermal":
+        frames = sample_thermal(system, start, **settings, seed=seed or 0)
     else:
-        frames = sample_minimized(system, **{key: settings[key] for key in MINIMIZED_KEYS}, **common)
-    save_arrays(out, {"positions": frames.positions, "box": frames.box, "temperature": frames.temperature})
+        frames = sample_minimized(system, start, **settings)
+    save_arrays(out, asdict(frames))
 
 
 def label_entry(out: Path, prepared: str, frames: str, settings: dict[str, Any], seed: int) -> None:
-    """Write labelled/ID.npz: every field of the dataset and the PME parameters; see `label.label`."""
+    """Write PROTOCOL/labelled/ID.npz: every field of the dataset and the PME parameters; see `label.label`."""
     topology = read_prepared(prepared).topology
     read = read_frames(frames)
     settings = dict(settings)
@@ -59,13 +63,25 @@ def label_entry(out: Path, prepared: str, frames: str, settings: dict[str, Any],
             "energy": labels.energy,
             "pme_alpha": np.float64(labels.pme_alpha),
             "pme_grid": labels.pme_grid,
-            "temperature": read.temperature,
+            "temperature": np.tile(read.temperature, 1 + copies),
+            "kinetic_temperature": np.tile(read.kinetic_temperature, 1 + copies),
         },
     )
 
 
 def read_frames(path: str | Path) -> Frames:
-    """Read frames/ID.npz.
+    """Read PROTOCOL/frames/ID.npz.
+
+    Raises
+    ------
+    EntryError
+        Of kind unreadable.
+    """
+    return Frames(*read_arrays(path, *(field.name for field in fields(Frames))))
+
+
+def read_arrays(path: str | Path, *names: str) -> list[np.ndarray]:
+    """Read arrays by name from a file written by `save_arrays`.
 
     Raises
     ------
@@ -74,9 +90,9 @@ def read_frames(path: str | Path) -> Frames:
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return Frames(arrays["positions"], arrays["box"], arrays["temperature"])
-    except (OSError, ValueError, KeyError) as error:
-        raise EntryError("unreadable", f"{path} holds no frames: {error}. Run sample again.") from error
+            return [arrays[name] for name in names]
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
+        raise EntryError("unreadable", f"{path} lacks {', '.join(names)}: {error}. Run its stage again.") from error
 
 
 def save_arrays(path: Path, arrays: dict[str, Any]) -> None:

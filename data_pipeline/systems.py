@@ -77,6 +77,7 @@ def build_system(
     cutoff: float = 0.9,
     ewald_tolerance: float = 5e-4,
     constrained: bool = False,
+    hydrogen_mass: float | None = None,
 ) -> openmm.System:
     """Build a System, by default with every bond and angle flexible, as labels need it.
 
@@ -93,6 +94,8 @@ def build_system(
     constrained
         True constrains bonds to hydrogen and makes water rigid. Never for labels: the terms of constrained bonds
         are missing from the forces.
+    hydrogen_mass
+        Da, of hydrogens outside water, taken from their neighbours; None leaves them as they are.
 
     Raises
     ------
@@ -116,7 +119,11 @@ def build_system(
         }
     try:
         system = force_field(tuple(files)).createSystem(
-            topology, constraints=app.HBonds if constrained else None, rigidWater=constrained, **options
+            topology,
+            constraints=app.HBonds if constrained else None,
+            rigidWater=constrained,
+            hydrogenMass=hydrogen_mass,
+            **options,
         )
     except ValueError as error:
         raise EntryError("no_template", f"the force field does not describe this system: {error}") from error

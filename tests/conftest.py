@@ -20,9 +20,10 @@ def small_recipe() -> dict[str, Any]:
     """Return examples/regenerate_data.yaml with the bundled mirror, three entries, and a few steps in little water."""
     recipe = yaml.safe_load((ROOT / "examples/regenerate_data.yaml").read_text())
     recipe["source"]["path"] = str(ROOT / "examples/demo/mirror")
-    recipe["select"]["limit"] = 3
+    recipe["select"] |= {"limit": 3, "prefer": "smallest"}
+    recipe["split"] |= {"train": 0.5, "validation": 0.25, "test": 0.25}
     recipe["prepare"]["padding"] = 0.4
-    recipe["sample"] |= {"n_frames": 1, "equilibration": 0.01, "minimise_iterations": 5}
+    recipe["sample"] |= {"protocol": "thermal", "n_frames": 1, "equilibration": 0.02, "relax_tolerance": 300}
     recipe["workers"] = 1
     if shutil.which(recipe["split"]["method"]) is None:
         recipe["split"]["method"] = "auto"

@@ -67,7 +67,7 @@ def test_regenerated_data_is_sound(regenerated: Path) -> None:
     report = check_dataset(regenerated / "dataset.h5")
     assert report.ok, report.problems
     summary = json.loads((regenerated / "summary.json").read_text())
-    splits = summary["datasheet"]["splits"]
+    splits = summary["datasets"]["thermal"]["datasheet"]["splits"]
     assert [splits[name]["frames"] for name in ("train", "validation", "test")] == [1, 1, 1]
     assert sum(summary["rejected"].values()) + sum(summary["failed"].values()) == 10  # as the mirror's README says
     assert summary["left_out"] == 11
@@ -80,19 +80,17 @@ def test_recipe_says_what_its_comment_says(small_recipe: dict[str, Any]) -> None
     """
     path = EXAMPLES / "regenerate_data.yaml"
     config = load_config(path)
-    limit = config.select.limit
-    assert limit is not None
-    parts = (config.split.train, config.split.validation, config.split.test)
-    assert [limit * part for part in parts] == [100, 50, 50]
+    assert config.split.counts == {"train": 100, "validation": 50, "test": 50}
+    assert config.sample.protocols == ("minimized", "thermal")
     criteria = (config.select.n_chains, config.select.max_residues, config.select.max_resolution, config.split.identity)
     assert criteria == (1, 200, 2.5, 0.2)
     small = PipelineConfig.model_validate(small_recipe)
     smaller: dict[str, Any] = {
         "source": True,
-        "select": {"limit"},
-        "split": {"method"},
+        "select": {"limit", "prefer"},
+        "split": {"method", "train", "validation", "test"},
         "prepare": {"padding"},
-        "sample": {"n_frames", "equilibration", "minimise_iterations"},
+        "sample": {"protocol", "n_frames", "equilibration", "relax_tolerance"},
         "workers": True,
     }
     assert config.model_dump(exclude=smaller) == small.model_dump(exclude=smaller)

@@ -147,7 +147,8 @@ def summary(out: Path, seconds: float) -> str:
 
     thermal, minimised = read("thermal", "summary.json"), read("minimized", "summary.json")
     report = read("report", "report.json")
-    splits, small = thermal["datasheet"]["splits"], minimised["datasheet"]["splits"]["all"]
+    splits = thermal["datasets"]["thermal"]["datasheet"]["splits"]
+    small = minimised["datasets"]["minimized"]["datasheet"]["splits"]["all"]
     fast, paper, shipped = report["also"]
     naive, run = report["metrics"]["naive"], report["simulations"][0]
     solute = run["temperature"]["second_half"].get("solute", {"mean": float("nan")})

@@ -132,7 +132,7 @@ def content(inputs: ReportInputs) -> dict[str, Any]:
     card, metrics = inputs.model.card, inputs.model.metrics
     training = dict(card.get("training", {}))
     training.pop("sequences", None)
-    minimised = [p for p in inputs.pipelines if p["datasheet"]["protocol"] == "minimized"]
+    minimised = [p for p in inputs.pipelines if "minimized" in p["datasets"]]
     return {
         "format": FORMAT,
         "made": f"forcefield-ml {forcefield_ml.__version__}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
@@ -235,7 +235,7 @@ def _compared(judged: Judged) -> dict[str, Any]:
 
 
 def _minimised(summary: Mapping[str, Any]) -> dict[str, Any]:
-    sheet = summary["datasheet"]["splits"]["all"]
+    sheet = summary["datasets"]["minimized"]["datasheet"]["splits"]["all"]
     zero, mean = sheet["zero_predictor"], sheet["mean_magnitude_predictor"]
     return {
         "name": summary["name"],

@@ -151,7 +151,7 @@ def label_structure(config: ValidationConfig, message: Message) -> Path:
     from data_pipeline.errors import PipelineError
     from data_pipeline.label import describe, label
     from data_pipeline.pack import PackedEntry, pack
-    from data_pipeline.sample import sample_thermal
+    from data_pipeline.sample import relax, sample_thermal
     from data_pipeline.systems import DEFAULT_FORCE_FIELD, protein_mask
     from forcefield_ml.simulation.build import solvated
 
@@ -169,7 +169,7 @@ def label_structure(config: ValidationConfig, message: Message) -> Path:
     mask = protein_mask(prepared.topology)
     residues = list(dict.fromkeys(a.residue for a in prepared.topology.atoms() if mask[a.index]))
     try:
-        frames = sample_thermal(prepared, n_frames=config.frames, seed=config.seed)
+        frames = sample_thermal(prepared, relax(prepared), n_frames=config.frames, seed=config.seed)
         labels = label(prepared.topology, frames.positions, frames.box)
         fields = {
             **describe(prepared.topology),

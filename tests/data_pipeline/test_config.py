@@ -22,7 +22,7 @@ def _load(tmp_path: Path, text: str):
     [
         (MINIMAL + "sample: {n_frame: 3}", "sample.n_frame: no such key. Did you mean 'n_frames'"),
         (MINIMAL + "sampel: {}", "sampel: no such key. Did you mean 'sample'"),
-        (MINIMAL + "sample: {timestep: 0.002}", "sample.timestep: .*0.001, got 0.002"),
+        (MINIMAL + "sample: {timestep: 0.006}", "sample.timestep: .*0.004, got 0.006"),
         (MINIMAL + "sample: {protocol: hot}", "'thermal' or 'minimized', got 'hot'"),
         (MINIMAL + "split: {train: 0.9}", "add up to 1"),
         ("name: x", "source: Field required"),

@@ -21,7 +21,7 @@ source: {{path: {mirror}}}
 select: {{ids: [1crn, 1ajj, 1gua, 1r69]}}
 split: {{method: python, train: 0.5, validation: 0, test: 0.5}}
 prepare: {{padding: 0.7}}
-sample: {{n_frames: 2, equilibration: 0.003, interval: 0.002, minimise_iterations: 15}}
+sample: {{n_frames: 2, equilibration: 0.008, interval: 0.008, flexible_time: 0.002, relax_tolerance: 500}}
 workers: {workers}
 """
 
@@ -62,23 +62,35 @@ def test_second_run_does_nothing_again(done: tuple[PipelineConfig, Path, dict]) 
     files = [p for p in folder.rglob("*") if p.suffix in (".cif", ".npz", ".h5")]
     before = {p: p.stat().st_mtime_ns for p in files}
     again = run(config, folder)
-    assert {p: p.stat().st_mtime_ns for p in files} == before and len(files) == 7
-    assert again["datasheet"] == summary["datasheet"] and again["rejections"] == summary["rejections"]
+    assert {p: p.stat().st_mtime_ns for p in files} == before and len(files) == 9
+    assert (
+        again["datasets"]["thermal"]["datasheet"] == summary["datasets"]["thermal"]["datasheet"]
+        and again["rejections"] == summary["rejections"]
+    )
 
 
 def test_changed_settings_redo_only_what_depends_on_them(done: tuple[PipelineConfig, Path, dict]) -> None:
     """Another Ewald tolerance and displaced copies make new labels from the same frames, and another hash."""
     config, folder, summary = done
-    frames = {p: p.stat().st_mtime_ns for p in folder.glob("frames/*.npz")}
+    frames = {p: p.stat().st_mtime_ns for p in folder.glob("thermal/frames/*.npz")}
     label = config.label.model_copy(update={"ewald_tolerance": 1e-4, "displaced_copies": 2})
     changed = run(config.model_copy(update={"label": label}), folder)
-    assert {p: p.stat().st_mtime_ns for p in folder.glob("frames/*.npz")} == frames
-    assert changed["datasheet"]["content_sha256"] != summary["datasheet"]["content_sha256"]
-    before, after = summary["datasheet"]["splits"]["all"], changed["datasheet"]["splits"]["all"]
+    assert {p: p.stat().st_mtime_ns for p in folder.glob("thermal/frames/*.npz")} == frames and len(frames) == 2
+    assert (
+        changed["datasets"]["thermal"]["datasheet"]["content_sha256"]
+        != summary["datasets"]["thermal"]["datasheet"]["content_sha256"]
+    )
+    before, after = (
+        summary["datasets"]["thermal"]["datasheet"]["splits"]["all"],
+        changed["datasets"]["thermal"]["datasheet"]["splits"]["all"],
+    )
     assert after["frames"] == before["frames"] and after["displaced"] == 2 * before["frames"]
     assert check(folder / "dataset.h5").ok
     back = run(config, folder)
-    assert back["datasheet"]["content_sha256"] == summary["datasheet"]["content_sha256"]
+    assert (
+        back["datasets"]["thermal"]["datasheet"]["content_sha256"]
+        == summary["datasets"]["thermal"]["datasheet"]["content_sha256"]
+    )
 
 
 def test_killed_run_goes_on_to_the_same_content(
@@ -100,7 +112,10 @@ def test_killed_run_goes_on_to_the_same_content(
     finished = _data_pipeline(*command[3:], "--json")
     assert finished.returncode == 0, finished.stderr
     summary = json.loads(finished.stdout)
-    assert summary["datasheet"]["content_sha256"] == done[2]["datasheet"]["content_sha256"]
+    assert (
+        summary["datasets"]["thermal"]["datasheet"]["content_sha256"]
+        == done[2]["datasets"]["thermal"]["datasheet"]["content_sha256"]
+    )
     lines = [json.loads(line) for line in ledger.read_text().splitlines()]
     for entry in first:
         assert sum(r["entry"] == entry and r["stage"] == "prepare" for r in lines) == 1, "was not done again"

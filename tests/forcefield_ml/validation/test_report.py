@@ -81,7 +81,9 @@ PIPELINE: dict[str, Any] = {
     ],
     "clusters": 2,
     "cluster_method": "python 1",
-    "datasheet": {"protocol": "minimized", "force_field": "amber14-all.xml", "splits": {"all": SHEET}},
+    "datasets": {
+        "minimized": {"datasheet": {"force_field": "amber14-all.xml", "splits": {"all": SHEET}}},
+    },
     "versions": {"pdbfixer": "1.12"},
 }
 
