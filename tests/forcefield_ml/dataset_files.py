@@ -52,7 +52,7 @@ def write_dataset(path: Path, splits: dict[str, str], n_frames: int = 2, seed: i
         for number, (name, split) in enumerate(splits.items()):
             entry = _entry(random, n_frames, n_atoms + 7 * number)
             group = file.create_group(f"{schema.ENTRIES_GROUP}/{name}")
-            for field in schema.ENTRY_FIELDS:
+            for field in (field for field in schema.ENTRY_FIELDS if field.name in entry):
                 group.create_dataset(field.name, data=np.asarray(entry[field.name]).astype(field.dtype))
             attributes = {
                 "split": split,
