@@ -65,7 +65,7 @@ def write(path: Path, entries: list[PackedEntry], **attributes: str) -> Path:
     config = {
         "name": "tiny",
         "select": {"max_residues": 200, "ids": ["1abc"], "limit": None},
-        "sample": {"protocol": "thermal", "temperature": 300.0, "flexible_tolerance": 30.0},
+        "sample": {"protocol": "thermal", "temperature": 300.0, "damping_time": 30.0},
     }
     values = {
         "protocol": "thermal",
@@ -225,7 +225,7 @@ def test_page_needs_no_other_file(dataset: Path, tmp_path: Path) -> None:
     assert not re.findall(r"url\(|@import", text)
     for words in ("CC0 1.0", "select.max_residues", "resolution", "KeyError", f"{1:064x}"[:16], "tiny"):
         assert words in page.text
-    assert "sample.temperature" in page.text and "sample.flexible_tolerance" not in page.text
+    assert "sample.temperature" in page.text and "sample.damping_time" not in page.text
     assert "select.ids" not in page.text and "select.limit" not in page.text
 
 

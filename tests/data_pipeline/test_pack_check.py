@@ -43,6 +43,8 @@ def entry(name: str, part: str, **changes: Any) -> PackedEntry:
         "box": np.repeat(3 * np.eye(3, dtype="f4")[None], 2, axis=0),
         "forces": generator.normal(size=(2, 4, 3)).astype("f4"),
         "energy": np.array([-1.0, -2.0]),
+        "temperature": np.array([300.0, 300.0], "f4"),
+        "kinetic_temperature": np.array([290.0, 312.0], "f4"),
         "displacement": np.array([0.0, 0.004], "f4"),
     }
     attributes = {
