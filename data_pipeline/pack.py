@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -82,24 +83,27 @@ def pack(
     digest = hashlib.sha256()
     previous = ""
     try:
-        with whole(path) as temporary, h5py.File(temporary, "w", libver=("v108", "v108")) as file:
-            group = file.create_group(ENTRIES_GROUP)
-            for entry in entries:
-                if entry.name <= previous:
-                    raise SchemaError(f"entries must come in order of name; {entry.name!r} came after {previous!r}")
-                previous = entry.name
-                _write_entry(group, entry, compression)
-                digest_entry(digest, entry)
-            if not previous:
-                raise SchemaError("there is no entry to pack; look at the ledger for what was rejected or failed")
-            values = {
-                **attributes,
-                "format": FORMAT,
-                "schema_version": SCHEMA_VERSION,
-                "content_sha256": digest.hexdigest(),
-            }
-            for declared in FILE_ATTRIBUTES:
-                file.attrs[declared.name] = _attribute(declared, values, "the file")
+        with whole(path) as temporary, _Disk(temporary, "w+") as disk:
+            with h5py.File(disk, "w", libver=("v108", "v108")) as file:
+                group = file.create_group(ENTRIES_GROUP)
+                for entry in entries:
+                    if entry.name <= previous:
+                        raise SchemaError(f"entries must come in order of name; {entry.name!r} came after {previous!r}")
+                    previous = entry.name
+                    _write_entry(group, entry, compression)
+                    digest_entry(digest, entry)
+                    disk.check()
+                if not previous:
+                    raise SchemaError("there is no entry to pack; look at the ledger for what was rejected or failed")
+                values = {
+                    **attributes,
+                    "format": FORMAT,
+                    "schema_version": SCHEMA_VERSION,
+                    "content_sha256": digest.hexdigest(),
+                }
+                for declared in FILE_ATTRIBUTES:
+                    file.attrs[declared.name] = _attribute(declared, values, "the file")
+            disk.check()
     except OSError as error:
         raise PipelineError(_disk_message(error, path)) from error
     return digest.hexdigest()
@@ -207,11 +211,34 @@ def _shape_problem(declared: Field, shape: tuple[int, ...], sizes: dict[str, int
     return ""
 
 
+class _Disk(io.FileIO):
+    """A file that hides from HDF5 that the disk is full, and tells us: HDF5 crashes when closing cannot write."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        while rest and self.error is None:
+            try:
+                rest = rest[super().write(rest) :]
+            except OSError as error:
+                self.error = error
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return self.tell() if size is None else size
+
+    def check(self) -> None:
+        """Raise what writing raised."""
+        if self.error is not None:
+            raise self.error
+
+
 def _disk_message(error: OSError, path: Path) -> str:
-    # h5py reports a full disk in the text of the error only, without errno.
-    if error.errno == errno.ENOSPC or "No space left" in str(error):
-        return (
-            f"no space left on the disk while writing {path}. What was finished is safe: free some space and "
-            "run the same command again, it goes on from there"
-        )
-    return f"cannot write {path}: {error}"
+    what = "no space left on the disk while writing" if error.errno == errno.ENOSPC else f"{error.strerror} in writing"
+    return f"{what} {path}. What was finished is safe: make room and run the same command again, it goes on from there"

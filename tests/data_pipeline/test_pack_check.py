@@ -3,6 +3,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +223,37 @@ def test_full_disk_keeps_the_old_file_and_says_so(dataset: Path, monkeypatch: py
     with pytest.raises(PipelineError, match=r"no space left.*run the\s+same command again"):
         pack(two(), dataset, FILE_VALUES)
     assert dataset.read_bytes() == before and [p.name for p in dataset.parent.iterdir()] == ["dataset.h5"]
+
+
+LITTLE_ROOM = """
+import resource, sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from test_pack_check import FILE_VALUES, PipelineError, pack, two
+path = Path(sys.argv[2])
+size = len(path.read_bytes())
+path.unlink()
+for limit in range(1, size, size // 40):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        pack(two(), path, FILE_VALUES)
+    except PipelineError as error:
+        assert "run the same command again" in str(error), error
+        assert not list(path.parent.iterdir())
+    else:
+        raise AssertionError(f"{size} bytes were written where {limit} are allowed")
+resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+pack(two(), path, FILE_VALUES)
+"""
+
+
+def test_disk_that_fills_anywhere_in_the_file(dataset: Path) -> None:
+    """Wherever writing fails, the process lives and says so (HDF5 itself crashes); with just enough room it is made."""
+    before = dataset.read_bytes()
+    command = [sys.executable, "-c", LITTLE_ROOM, str(Path(__file__).parent), str(dataset)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert dataset.read_bytes() == before
 
 
 def test_datasheet_equals_hand_counts(dataset: Path) -> None:
