@@ -38,11 +38,13 @@ setup(
         "typer>=0.15",
         "rich>=13",
         "biopython>=1.84",
+        "pebble>=5.2",
         *LEARNING,
     ],
     extras_require={
         "torchforce": ["openmmtorch==1.5", "torch==2.9.1"],
         "cuda12": ["openmm[cuda12]", "openmmtorch[cuda12]==1.5", "torch==2.9.1"],
+        "cluster": ["distributed>=2024.8"],
         "dev": ["pytest>=8", "hypothesis>=6", "ruff", "mypy", "types-PyYAML"],
     },
     entry_points={

@@ -39,6 +39,7 @@ def run_command(
     config: Annotated[Path, typer.Argument(help="A YAML file; see docs/dataset.md and examples/.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Run folder. Default: runs/NAME.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes of one thread each.")] = None,
+    dask: Annotated[str | None, typer.Option(help="Address of a Dask scheduler, which then has the workers.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many, spread over splits and clusters.")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
@@ -47,6 +48,8 @@ def run_command(
     settings = load_config(config)
     if workers is not None:
         settings = settings.model_copy(update={"workers": workers})
+    if dask is not None:
+        settings = settings.model_copy(update={"dask": dask})
     if limit is not None:
         settings = settings.model_copy(update={"select": settings.select.model_copy(update={"limit": limit})})
     folder = output or Path("runs") / settings.name

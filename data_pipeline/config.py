@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from data_pipeline.curate import Criteria
+from data_pipeline.engine import Limits
 from data_pipeline.errors import ConfigError
 from data_pipeline.sample import CUTOFF
 from data_pipeline.systems import DEFAULT_FORCE_FIELD
@@ -199,8 +200,12 @@ class PackConfig(_Section):
     compression: Literal["gzip", "lzf", "none"] = "gzip"
 
 
+EXECUTION = ("workers", "device", "timeout", "memory_limit", "dask")
+"""Keys that say how the work is done; they are no part of any resume key or data set."""
+
+
 class PipelineConfig(_Section):
-    """Everything that decides what comes out, and two things that do not: workers and platform.
+    """Everything that decides what comes out, and how the work is done, which does not (`EXECUTION`).
 
     The same configuration, seed and platform give the same content, bit for bit, whatever the number of workers.
     """
@@ -216,6 +221,30 @@ class PipelineConfig(_Section):
     pack: PackConfig = PackConfig()
     workers: int = Field(default=2, ge=1, description="Processes, of one thread each.")
     platform: str = Field(default="CPU", description="OpenMM's platform.")
+    device: list[str] = Field(
+        default=[], description="Index of the GPU, or several: worker i computes on the i-th, counted round."
+    )
+    timeout: float = Field(default=120.0, gt=0, description="Minutes for each entry and stage.")
+    memory_limit: float | None = Field(default=None, gt=0, description="GB of each worker; null for no limit.")
+    dask: str | None = Field(default=None, description="Address of a Dask scheduler, which then has the workers.")
+
+    @field_validator("device", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> list[str]:
+        several = value if isinstance(value, list | tuple) else [] if value is None else [value]
+        indices = [str(index).strip() for index in several]
+        if not all(index.isdecimal() for index in indices):
+            raise ValueError("a device is a whole number such as 0, or a list of them such as [0, 1]")
+        return indices
+
+    def recipe(self) -> dict[str, Any]:
+        """Return the values that decide what comes out, as plain JSON types."""
+        return {name: value for name, value in self.values().items() if name not in EXECUTION}
+
+    def limits(self) -> Limits:
+        """Return what one task may use, as `engine` takes it."""
+        memory = None if self.memory_limit is None else int(self.memory_limit * 1e9)
+        return Limits(self.timeout * 60, memory, self.platform, tuple(self.device))
 
     @property
     def sampling_force_field(self) -> list[str]:

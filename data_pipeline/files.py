@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,9 +18,22 @@ def whole(path: Path) -> Iterator[Path]:
     path
         The file's name in the end.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # By chance and not by process: several machines may share the folder.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what `whole` could not, because its process was killed.
+
+    Parameters
+    ----------
+    folder
+        With all folders below it; nobody may be writing there.
+    """
+    for path in folder.rglob(".*.tmp"):
+        path.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-OK, REJECTED, FAILED = "ok", "rejected", "failed"
+STATUSES = OK, REJECTED, FAILED = "ok", "rejected", "failed"
 
 
 @dataclass(frozen=True)
@@ -59,23 +59,22 @@ class Ledger:
     Parameters
     ----------
     path
-        ledger.jsonl; created when missing. A torn last line, the mark of a killed run, is dropped.
+        ledger.jsonl; created when missing. A torn last line, the mark of a killed run, is dropped; a damaged one
+        counts for nothing, so that its entry is done again.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._last: dict[tuple[str, str], Record] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole = 0
-        if path.exists():
-            data = path.read_bytes()
-            for line in data.splitlines(keepends=True):
-                record = _parse(line)
-                if record is not None:
-                    self._last[record.entry, record.stage] = record
-                whole += len(line) if line.endswith(b"\n") else 0
+        data = path.read_bytes() if path.exists() else b""
+        whole = data[: data.rfind(b"\n") + 1]
+        for line in whole.split(b"\n"):
+            record = _parse(line)
+            if record is not None:
+                self._last[record.entry, record.stage] = record
         self._file = path.open("ab")
-        self._file.truncate(whole)
+        self._file.truncate(len(whole))
 
     def add(self, record: Record) -> None:
         """Append a record; it is on the disk when this returns."""
@@ -118,7 +117,8 @@ def sha256(path: str | Path) -> str:
 
 def _parse(line: bytes) -> Record | None:
     try:
-        values = json.loads(line)
-        return Record(**values)
-    except (ValueError, TypeError):
+        record = Record(**json.loads(line))
+    except (ValueError, TypeError, RecursionError):
         return None
+    texts = (v for name, v in vars(record).items() if name != "seconds")
+    return record if all(isinstance(text, str) for text in texts) and record.status in STATUSES else None

@@ -5,23 +5,20 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import platform
 import time
 from collections import Counter
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from data_pipeline import __version__
 from data_pipeline.cluster import Clusters, cluster
 from data_pipeline.config import PipelineConfig, dump_config, entry_seed, stage_key
 from data_pipeline.datasheet import datasheet
-from data_pipeline.engine import Task, map_stage
+from data_pipeline.engine import Engine, Task, open_engine
 from data_pipeline.errors import ConfigError, EntryError, PipelineError
-from data_pipeline.files import whole
+from data_pipeline.files import remove_temporaries, whole
 from data_pipeline.ledger import FAILED, OK, REJECTED, Ledger, Record, sha256
 from data_pipeline.pack import PackedEntry, pack
 from data_pipeline.schema import ENTRY_FIELDS
@@ -31,6 +28,7 @@ from data_pipeline.split import Plan, check_leakage
 from data_pipeline.split import plan as plan_split
 from data_pipeline.stages import label_entry, prepare_entry, relax_entry, sample_entry
 from data_pipeline.systems import force_field, single_thread_platform
+from data_pipeline.versions import versions
 
 log = logging.getLogger("data_pipeline")
 
@@ -93,7 +91,7 @@ def run(
     PipelineError
         If nothing is left to pack, or the disk is full.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()  # the workers of a cluster live elsewhere
     folder.mkdir(parents=True, exist_ok=True)
     with _only_one(folder):
         handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
@@ -102,8 +100,13 @@ def run(
         log.setLevel(logging.INFO)
         ledger = Ledger(folder / "ledger.jsonl")
         try:
+            remove_temporaries(folder)
             write_text(folder / "config.yaml", dump_config(config))
-            return _Run(config, folder, ledger, progress or Silent(), retry_failed).all_stages()
+            _check_machine(config)
+            with _open_engine(config, folder) as engine:
+                summary = _Run(config, folder, ledger, engine, progress or Silent(), retry_failed).all_stages()
+            remove_temporaries(folder)
+            return summary
         except BaseException as error:
             log.error("stopped: %s: %s", type(error).__name__, error)
             raise
@@ -115,9 +118,15 @@ def run(
 
 class _Run:
     def __init__(
-        self, config: PipelineConfig, folder: Path, ledger: Ledger, progress: Progress, retry_failed: bool
+        self,
+        config: PipelineConfig,
+        folder: Path,
+        ledger: Ledger,
+        engine: Engine,
+        progress: Progress,
+        retry_failed: bool,
     ) -> None:
-        self.config, self.folder, self.ledger = config, folder, ledger
+        self.config, self.folder, self.ledger, self.engine = config, folder, ledger, engine
         self.progress, self.retry_failed = progress, retry_failed
         self.versions = versions()
         self.seconds: dict[str, float] = {}
@@ -126,7 +135,6 @@ class _Run:
     def all_stages(self) -> dict[str, Any]:
         log.info("run of %s begins: %s", self.config.name, json.dumps(self.versions))
         started = time.monotonic()
-        self._check_machine()
         source = open_source(self.config.source.kind, self.config.source.path)
         wanted = self.config.select.ids
         self.progress.begin("select", len(source.ids() if wanted is None else wanted), 0)
@@ -214,15 +222,6 @@ class _Run:
         write_json(self.folder / "split.json", splits)
         return splits
 
-    def _check_machine(self) -> None:
-        """Refuse what would fail in every entry: a platform or force field that OpenMM does not have."""
-        try:
-            single_thread_platform(self.config.platform)
-            for files in (self.config.label.force_field, self.config.sampling_force_field):
-                force_field(tuple(files))
-        except EntryError as error:
-            raise ConfigError(str(error)) from None
-
     def _prepare(self, selection: Selection) -> dict[str, Record]:
         settings = {**self.config.prepare.values(), "force_field_files": self.config.sampling_force_field}
         tasks = []
@@ -295,7 +294,7 @@ class _Run:
         self.progress.begin(name, len(tasks), len(finished))
         results = dict(finished)
         self.records += finished.values()
-        for record in map_stage(function, todo, self.config.workers):
+        for record in self.engine.map(function, todo):
             self._record(record)
             results[record.entry] = record
         self.progress.end()
@@ -314,7 +313,7 @@ class _Run:
         attributes = {
             "protocol": protocol,
             "force_field": ",".join(self.config.label.force_field),
-            "config": json.dumps(self.config.values(), sort_keys=True),
+            "config": json.dumps(self.config.recipe(), sort_keys=True),
             "versions": json.dumps(self.versions, sort_keys=True),
         }
         assignment = {entry: [splits[entry], cluster_of[entry]] for entry in labelled}
@@ -403,14 +402,21 @@ class _Run:
         raise PipelineError(f"no entry could be {what}: {reasons}. Details are in {self.folder / 'ledger.jsonl'}.")
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of what makes the data."""
-    packages = ("openmm", "pdbfixer", "numpy", "gemmi", "h5py")
-    return {
-        "data-pipeline": __version__,
-        "python": platform.python_version(),
-        **{package: version(package) for package in packages},
-    }
+def _check_machine(config: PipelineConfig) -> None:
+    """Refuse what would fail in every entry: a platform, device or force field that OpenMM does not have."""
+    try:
+        if config.dask is None:  # else the cluster's workers are asked
+            single_thread_platform(config.platform, *config.device[:1])
+        for files in (config.label.force_field, config.sampling_force_field):
+            force_field(tuple(files))
+    except EntryError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _open_engine(config: PipelineConfig, folder: Path) -> Engine:
+    named = (config.source.path, *config.label.force_field, *config.sampling_force_field)
+    reads = [Path(name) for name in named if Path(name).exists()]
+    return open_engine(config.dask, config.workers, config.limits(), folder, reads)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -45,7 +45,7 @@ def force_field(files: tuple[str, ...]) -> app.ForceField:
         ) from error
 
 
-def single_thread_platform(name: str = "CPU") -> openmm.Platform:
+def single_thread_platform(name: str = "CPU", device: str | None = None) -> openmm.Platform:
     """Return a platform that repeats bit for bit: one thread and deterministic forces where it knows them.
 
     The values become the platform's defaults in this process, since Modeller and PDBFixer make contexts of their own.
@@ -54,18 +54,24 @@ def single_thread_platform(name: str = "CPU") -> openmm.Platform:
     ----------
     name
         ``"CPU"``, ``"Reference"``, ``"CUDA"``, ``"OpenCL"`` or ``"HIP"``.
+    device
+        Index of a device; None leaves it as it is in this process, at first as OpenMM chooses.
 
     Raises
     ------
     EntryError
-        If this installation has no such platform.
+        If this installation has no such platform, or the platform has no devices to choose from.
     """
     names = [openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())]
     if name not in names:
         raise EntryError("platform", f"OpenMM has no platform {name!r} here. Allowed: {', '.join(names)}.")
     platform = openmm.Platform.getPlatformByName(name)
-    for key, value in (("Threads", "1"), ("DeterministicForces", "true")):
-        if key in platform.getPropertyNames():
+    known = platform.getPropertyNames()
+    if device is not None and "DeviceIndex" not in known:
+        raise EntryError("platform", f"OpenMM's platform {name} has no device {device!r} to choose; leave device out.")
+    values = {"Threads": "1", "DeterministicForces": "true", "Precision": "mixed", "DeviceIndex": device}
+    for key, value in values.items():
+        if key in known and value is not None:
             platform.setPropertyDefaultValue(key, value)
     return platform
 

@@ -196,7 +196,10 @@ def test_pins_cover_what_setup_asks_for(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(ROOT)
     runpy.run_path("setup.py")
     extras = asked["extras_require"]
-    requirements = [Requirement(text) for text in (*asked["install_requires"], *extras["torchforce"], *extras["dev"])]
+    requirements = [
+        Requirement(text)
+        for text in (*asked["install_requires"], *extras["torchforce"], *extras["cluster"], *extras["dev"])
+    ]
     assert len(asked["install_requires"]) > 10
     for requirement in requirements:
         pin = PINS.get(canonical(requirement.name))

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ import pytest
 from data_pipeline.check import check
 from data_pipeline.config import PipelineConfig, load_config
 from data_pipeline.errors import ConfigError, PipelineError
-from data_pipeline.ledger import Ledger
 from data_pipeline.run import _only_one, run
 
 CONFIG = """
@@ -34,7 +32,7 @@ def _config(folder: Path, mirror: Path, workers: int) -> Path:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory, mirror: Path) -> tuple[PipelineConfig, Path, dict]:
-    """A run of two good and two bad entries, in this process."""
+    """A run of two good and two bad entries."""
     folder = tmp_path_factory.mktemp("run")
     config = load_config(_config(folder, mirror, 1))
     return config, folder / "tiny", run(config, folder / "tiny")
@@ -91,34 +89,6 @@ def test_changed_settings_redo_only_what_depends_on_them(done: tuple[PipelineCon
         back["datasets"]["thermal"]["datasheet"]["content_sha256"]
         == summary["datasets"]["thermal"]["datasheet"]["content_sha256"]
     )
-
-
-def test_killed_run_goes_on_to_the_same_content(
-    done: tuple[PipelineConfig, Path, dict], tmp_path: Path, mirror: Path
-) -> None:
-    """Kill -9 in the middle, with two workers, then the same command: the same content hash as in one go."""
-    command = [sys.executable, "-c", "from data_pipeline.cli import main; main()"]
-    command += ["run", str(_config(tmp_path, mirror, 2)), "-o", str(tmp_path / "tiny")]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    ledger = tmp_path / "tiny" / "ledger.jsonl"
-    deadline = time.monotonic() + 100
-    while not (ledger.exists() and b'"prepare"' in ledger.read_bytes()):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    assert not (tmp_path / "tiny" / "dataset.h5").exists(), "killed too late to test anything"
-    first = {r.entry: r for r in Ledger(ledger) if r.stage == "prepare"}
-    finished = _data_pipeline(*command[3:], "--json")
-    assert finished.returncode == 0, finished.stderr
-    summary = json.loads(finished.stdout)
-    assert (
-        summary["datasets"]["thermal"]["datasheet"]["content_sha256"]
-        == done[2]["datasets"]["thermal"]["datasheet"]["content_sha256"]
-    )
-    lines = [json.loads(line) for line in ledger.read_text().splitlines()]
-    for entry in first:
-        assert sum(r["entry"] == entry and r["stage"] == "prepare" for r in lines) == 1, "was not done again"
 
 
 def test_command_check_tells_good_from_bad(done: tuple[PipelineConfig, Path, dict], tmp_path: Path) -> None:
