@@ -42,6 +42,7 @@ setup(
         *LEARNING,
     ],
     extras_require={
+        "mlpotential": ["openmmml>=1.8"],
         "torchforce": ["openmmtorch==1.5", "torch==2.9.1"],
         "cuda12": ["openmm[cuda12]", "openmmtorch[cuda12]==1.5", "torch==2.9.1"],
         "cluster": ["distributed>=2024.8"],

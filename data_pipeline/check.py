@@ -18,10 +18,9 @@ from data_pipeline.schema import (
     ENTRIES_GROUP,
     ENTRY_ATTRIBUTES,
     FILE_ATTRIBUTES,
-    FORMAT,
-    SCHEMA_VERSION,
     SPLITS,
     SchemaError,
+    open_dataset,
 )
 from data_pipeline.similarity import choose_method
 from data_pipeline.split import check_leakage
@@ -61,46 +60,6 @@ class CheckReport:
     def ok(self) -> bool:
         """True where nothing is wrong."""
         return not self.problems
-
-
-def open_dataset(path: str | Path) -> h5py.File:
-    """Open a dataset for reading after looking at its format and version.
-
-    Parameters
-    ----------
-    path
-        A dataset.h5.
-
-    Raises
-    ------
-    SchemaError
-        If it is missing, damaged, not HDF5, another kind of HDF5 file, or of another schema version.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise SchemaError(f"no dataset at {path}; make one with `data-pipeline run CONFIG`")
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise SchemaError(f"{path} is damaged or no HDF5 file: {error}. Make it again or copy it again.") from error
-    try:
-        found = file.attrs.get("format")
-        if found != FORMAT:
-            raise SchemaError(
-                f"{path} is HDF5 but no dataset of this pipeline: format is {found!r}, it must be {FORMAT!r}"
-            )
-        version = int(file.attrs.get("schema_version", -1))
-        if version != SCHEMA_VERSION:
-            advice = "make it again with this version" if version < SCHEMA_VERSION else "install a newer version"
-            raise SchemaError(f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}; {advice}")
-        if ENTRIES_GROUP not in file or not isinstance(file[ENTRIES_GROUP], h5py.Group):
-            raise SchemaError(f"{path} has no group /{ENTRIES_GROUP}; it is damaged, make it again")
-    except (SchemaError, OSError, ValueError) as error:
-        file.close()
-        if isinstance(error, SchemaError):
-            raise
-        raise SchemaError(f"{path} is damaged: {error}. Make it again or copy it again.") from error
-    return file
 
 
 def read_entries(file: h5py.File, wanted: Collection[str] | None = None) -> Iterator[PackedEntry]:
@@ -237,7 +196,8 @@ def _missing_attributes(owner: str, attributes: Any, declared: tuple[Any, ...]) 
     problems = []
     for one in declared:
         if one.name not in attributes:
-            problems.append(f"{owner}: attribute {one.name} is missing")
+            if one.required:
+                problems.append(f"{owner}: attribute {one.name} is missing")
             continue
         shape = np.shape(attributes[one.name])
         if one.dtype == "str" and not isinstance(attributes[one.name], str):

@@ -7,16 +7,31 @@ import hashlib
 import json
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from data_pipeline.curate import Criteria
 from data_pipeline.engine import Limits
 from data_pipeline.errors import ConfigError
+from data_pipeline.label import Reference
+from data_pipeline.potential import Potential
 from data_pipeline.sample import CUTOFF
-from data_pipeline.systems import DEFAULT_FORCE_FIELD
+from data_pipeline.systems import DEFAULT_FORCE_FIELD, expand_force_field, locate_force_field
+
+ForceFieldFiles = Annotated[
+    list[str], BeforeValidator(lambda names: expand_force_field(names) if isinstance(names, str | list) else names)
+]
+"""Files of a force field; a name of `systems.FORCE_FIELDS` becomes its files."""
 
 
 class _Section(BaseModel):
@@ -127,7 +142,7 @@ class SampleConfig(_Section):
     """How frames are made; with both protocols named, one run makes both data sets from the same proteins."""
 
     protocol: Protocol | list[Protocol] = Field(default="thermal", description="One, or a list of both.")
-    force_field: str | list[str] | None = Field(
+    force_field: ForceFieldFiles | None = Field(
         default=None, description="What moves the atoms; the label's where none is named."
     )
     cutoff: float = Field(default=CUTOFF, gt=0, description="nm, direct space, while atoms move.")
@@ -179,19 +194,43 @@ class SampleConfig(_Section):
         return tuple(self.temperature) if isinstance(self.temperature, list) else (self.temperature,)
 
 
-class LabelConfig(_Section):
-    """The reference force field."""
+class PotentialConfig(_Section):
+    """A potential of openmm-ml (extra ``mlpotential``)."""
 
-    force_field: list[str] = Field(
-        default=list(DEFAULT_FORCE_FIELD), min_length=1, description="Names or paths for OpenMM."
+    name: str = Field(min_length=1, description="Built into openmm-ml, or registered by a package.")
+    options: dict[str, Any] = Field(default={}, description="Keyword arguments of openmmml.MLPotential.")
+    system_options: dict[str, Any] = Field(default={}, description="Keyword arguments of its createSystem.")
+
+
+class LabelConfig(_Section):
+    """The reference, and which parts of its forces are kept."""
+
+    force_field: ForceFieldFiles = Field(
+        default=list(DEFAULT_FORCE_FIELD), min_length=1, description="Name, or names and paths of files for OpenMM."
     )
+    potential: PotentialConfig | None = Field(default=None, description="The reference in place of the force field.")
     ewald_tolerance: float = Field(default=1e-5, gt=0, lt=0.01)
     cutoff: float = Field(default=0.9, gt=0, description="nm, direct space.")
+    parts: list[Literal["groups", "reciprocal", "solute", "minus_mm"]] = Field(
+        default=[], description="Stored besides the total forces."
+    )
+    reciprocal_alpha: float = Field(default=4.5, gt=0, le=20, description="1/nm, of the part reciprocal.")
+    mm_force_field: ForceFieldFiles = Field(
+        default=list(DEFAULT_FORCE_FIELD), min_length=1, description="What the part minus_mm subtracts."
+    )
     displaced_copies: int = Field(
         default=0, ge=0, description="Copies of each frame with the protein's atoms displaced at random, for training."
     )
     displacement: float = Field(default=0.008, gt=0, le=0.05, description="nm; largest standard deviation of these.")
-    max_force: float = Field(default=1e5, gt=0, description="kJ/mol/nm; an entry with a larger force is refused.")
+    max_force: float = Field(
+        default=1e5, gt=0, description="kJ/mol/nm; an entry with a larger force is refused, a displaced copy dropped."
+    )
+
+    @property
+    def reference(self) -> Reference:
+        """What gives the labels."""
+        potential = None if self.potential is None else Potential(**self.potential.values())
+        return Reference(self.force_field, potential, self.mm_force_field, self.cutoff, self.ewald_tolerance)
 
 
 class PackConfig(_Section):
@@ -249,8 +288,7 @@ class PipelineConfig(_Section):
     @property
     def sampling_force_field(self) -> list[str]:
         """What moves atoms while frames are made."""
-        named = self.sample.force_field
-        return list(self.label.force_field) if named is None else [named] if isinstance(named, str) else list(named)
+        return self.label.force_field if self.sample.force_field is None else self.sample.force_field
 
 
 def load_config(path: str | Path) -> PipelineConfig:
@@ -281,9 +319,15 @@ def load_config(path: str | Path) -> PipelineConfig:
         raise ConfigError(f"{path}: " + "; ".join(_explain(problem) for problem in error.errors())) from error
     folder = path.resolve().parent
     source = config.source.model_copy(update={"path": str((folder / Path(config.source.path).expanduser()).resolve())})
-    files = [str((folder / name).resolve()) if (folder / name).is_file() else name for name in config.label.force_field]
-    label = config.label.model_copy(update={"force_field": files})
-    return config.model_copy(update={"source": source, "label": label})
+    located: dict[str, Any] = {"source": source, "sample": config.sample, "label": config.label}
+    for name, key in (("label", "force_field"), ("label", "mm_force_field"), ("sample", "force_field")):
+        files = getattr(located[name], key)
+        try:
+            found = None if files is None else locate_force_field(files, folder)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {name}.{key}: {error}") from None
+        located[name] = located[name].model_copy(update={key: found})
+    return config.model_copy(update=located)
 
 
 def dump_config(config: PipelineConfig) -> str:
@@ -310,7 +354,8 @@ def _explain(problem: Any) -> str:
         return f"{where}: {problem['msg']}{value}"
     section: Any = PipelineConfig
     for part in location[:-1]:
-        section = section.model_fields[part].annotation
+        annotation = section.model_fields[part].annotation
+        section = next(one for one in (annotation, *get_args(annotation)) if hasattr(one, "model_fields"))
     allowed = sorted(section.model_fields)
     matches = difflib.get_close_matches(location[-1], allowed, n=1)
     hint = f" Did you mean {matches[0]!r}?" if matches else ""

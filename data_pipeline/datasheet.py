@@ -14,11 +14,11 @@ from typing import Any
 
 import yaml
 
-from data_pipeline.check import open_dataset, read_entries
+from data_pipeline.check import read_entries
 from data_pipeline.config import PipelineConfig
 from data_pipeline.errors import ConfigError
 from data_pipeline.files import whole
-from data_pipeline.schema import ENTRY_FIELDS, SCHEMA_VERSION, SPLITS, SchemaError
+from data_pipeline.schema import ENTRY_FIELDS, SCHEMA_VERSION, SPLITS, SchemaError, open_dataset
 from data_pipeline.tally import Tally
 
 FORMAT = "forcefield-ml-datasheet"

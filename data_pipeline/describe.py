@@ -13,7 +13,9 @@ def markdown() -> str:
         ("Attributes of the file", FILE_ATTRIBUTES),
     )
     tables = [f"## {title}\n\n{_table(fields)}" for title, fields in sections]
-    return f"Schema version {SCHEMA_VERSION}. `F` frames, `N` atoms, `B` bonds.\n\n" + "\n".join(tables)
+    return f"Schema version {SCHEMA_VERSION}. `F` frames, `N` atoms, `B` bonds, `G` force groups.\n\n" + "\n".join(
+        tables
+    )
 
 
 def _table(fields: tuple[Field, ...]) -> str:

@@ -186,7 +186,8 @@ def _write_entry(parent: h5py.Group, entry: PackedEntry, compression: str) -> No
         if declared.unit:
             data.attrs["unit"] = declared.unit
     for declared in ENTRY_ATTRIBUTES:
-        group.attrs[declared.name] = _attribute(declared, entry.attributes, entry.name)
+        if declared.required or declared.name in entry.attributes:
+            group.attrs[declared.name] = _attribute(declared, entry.attributes, entry.name)
 
 
 def _attribute(declared: Field, values: Mapping[str, Any], owner: str) -> Any:

@@ -21,7 +21,8 @@ from data_pipeline.errors import ConfigError, EntryError, PipelineError
 from data_pipeline.files import remove_temporaries, whole
 from data_pipeline.ledger import FAILED, OK, REJECTED, Ledger, Record, sha256
 from data_pipeline.pack import PackedEntry, pack
-from data_pipeline.schema import ENTRY_FIELDS
+from data_pipeline.potential import check_potential
+from data_pipeline.schema import ENTRY_ATTRIBUTES, ENTRY_FIELDS
 from data_pipeline.selection import Selection, best_of_clusters, select
 from data_pipeline.sources import open_source
 from data_pipeline.split import Plan, check_leakage
@@ -268,11 +269,15 @@ class _Run:
 
     def _label(self, protocol: str, prepared: dict[str, Record], frames: dict[str, Record]) -> dict[str, Record]:
         values = self.config.label.values()
-        settings = {"force_field_files": values.pop("force_field"), **values, "platform": self.config.platform}
+        files = {f"{key}_files": values.pop(key) for key in ("force_field", "mm_force_field")}
+        settings = {**files, **values, "platform": self.config.platform}
+        # A user's own file may change under the same name; those of OpenMM change with its version.
+        own = [sha256(Path(file)) for names in files.values() for file in names if Path(file).is_absolute()]
         tasks = []
         for entry, record in frames.items():
             seed = entry_seed(self.config.seed, entry)
-            key = self._key("label", {**settings, "seed": seed}, prepared[entry].output_sha256, record.output_sha256)
+            inputs = [prepared[entry].output_sha256, record.output_sha256, *own]
+            key = self._key("label", {**settings, "seed": seed}, *inputs)
             arguments = {
                 "prepared": str(self.folder / prepared[entry].output),
                 "frames": str(self.folder / record.output),
@@ -312,7 +317,7 @@ class _Run:
         cluster_of = {entry: name for name, entries in clusters.clusters.items() for entry in entries}
         attributes = {
             "protocol": protocol,
-            "force_field": ",".join(self.config.label.force_field),
+            "force_field": self.config.label.reference.name,
             "config": json.dumps(self.config.recipe(), sort_keys=True),
             "versions": json.dumps(self.versions, sort_keys=True),
         }
@@ -338,7 +343,7 @@ class _Run:
         for entry, record in labelled.items():
             with np.load(self.folder / record.output, allow_pickle=False) as arrays:
                 fields = {field.name: arrays[field.name] for field in ENTRY_FIELDS if field.name in arrays}
-                pme = {"pme_alpha": float(arrays["pme_alpha"]), "pme_grid": arrays["pme_grid"]}
+                attributes = {one.name: arrays[one.name] for one in ENTRY_ATTRIBUTES if one.name in arrays}
             yield PackedEntry(
                 entry,
                 fields,
@@ -349,7 +354,7 @@ class _Run:
                     "source_file": selection.paths[entry].name,
                     "source_sha256": selection.sha256[entry],
                     "seed": entry_seed(self.config.seed, entry),
-                    **pme,
+                    **attributes,
                 },
             )
             self.progress.advance(Record(entry, "pack", OK))
@@ -407,14 +412,21 @@ def _check_machine(config: PipelineConfig) -> None:
     try:
         if config.dask is None:  # else the cluster's workers are asked
             single_thread_platform(config.platform, *config.device[:1])
-        for files in (config.label.force_field, config.sampling_force_field):
+        for files in (config.label.force_field, config.label.mm_force_field, config.sampling_force_field):
             force_field(tuple(files))
+        if config.label.potential is not None:
+            check_potential(config.label.potential.name)
     except EntryError as error:
         raise ConfigError(str(error)) from None
 
 
 def _open_engine(config: PipelineConfig, folder: Path) -> Engine:
-    named = (config.source.path, *config.label.force_field, *config.sampling_force_field)
+    named = (
+        config.source.path,
+        *config.label.force_field,
+        *config.label.mm_force_field,
+        *config.sampling_force_field,
+    )
     reads = [Path(name) for name in named if Path(name).exists()]
     return open_engine(config.dask, config.workers, config.limits(), folder, reads)
 

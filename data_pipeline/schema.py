@@ -10,6 +10,11 @@ Conventions: nm, kJ/mol, kJ/mol/nm, elementary charges; box vectors are the rows
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import h5py
 
 SCHEMA_VERSION = 1
 """Raised by one whenever a reader of the former version would misread the file."""
@@ -33,8 +38,8 @@ class Field:
     dtype
         A NumPy dtype string; ``"str"`` for UTF-8 text.
     shape
-        Names of the dimensions: ``F`` frames, ``N`` atoms, ``B`` bonds; digits stand for themselves. Empty for a
-        scalar.
+        Names of the dimensions: ``F`` frames, ``N`` atoms, ``B`` bonds, ``G`` force groups; digits stand for
+        themselves. Empty for a scalar.
     unit
         Unit of the values, empty where there is none.
     meaning
@@ -56,7 +61,14 @@ ENTRY_FIELDS: tuple[Field, ...] = (
     Field("atom_names", "S4", ("N",), "", "PDB atom names."),
     Field("residue_names", "S4", ("N",), "", "Residue name of each atom, as in the force field (HOH for water)."),
     Field("residue_index", "i4", ("N",), "", "Residue of each atom, counted from 0 over the whole system."),
-    Field("charges", "f4", ("N",), "e", "Partial charges of the reference force field."),
+    Field(
+        "charges",
+        "f4",
+        ("N",),
+        "e",
+        "Partial charges of the reference force field; of `label.mm_force_field` where the reference has no fixed ones "
+        "(AMOEBA, an openmm-ml potential).",
+    ),
     Field("bonds", "i4", ("B", "2"), "", "Atom indices of each covalent bond, water's included."),
     Field("target_mask", "b1", ("N",), "", "True for atoms whose forces are learnt and judged: the protein's."),
     Field("positions", "f4", ("F", "N", "3"), "nm", "Positions, as they were when the labels were computed."),
@@ -87,6 +99,40 @@ ENTRY_FIELDS: tuple[Field, ...] = (
         "Standard deviation of random displacements added to the target atoms; 0, or no such field: as sampled.",
         required=False,
     ),
+    Field("group_names", "S32", ("G",), "", "Name of each force group, sorted.", required=False),
+    Field(
+        "forces_by_group",
+        "f4",
+        ("F", "G", "N", "3"),
+        "kJ/mol/nm",
+        "`forces` by term of the force field, PME's direct and reciprocal space apart; the sum over G is `forces`.",
+        required=False,
+    ),
+    Field(
+        "forces_reciprocal",
+        "f4",
+        ("F", "N", "3"),
+        "kJ/mol/nm",
+        "Reciprocal-space part of the Ewald sum over `charges` at `reciprocal_alpha`, no pair of atoms excluded.",
+        required=False,
+    ),
+    Field(
+        "forces_solute",
+        "f4",
+        ("F", "N", "3"),
+        "kJ/mol/nm",
+        "Reference forces on the target atoms alone in a vacuum, without box or cutoff; zero on other atoms.",
+        required=False,
+    ),
+    Field("energy_solute", "f8", ("F",), "kJ/mol", "Reference energy of the same.", required=False),
+    Field(
+        "forces_minus_mm",
+        "f4",
+        ("F", "N", "3"),
+        "kJ/mol/nm",
+        "`forces` minus the forces of `label.mm_force_field`.",
+        required=False,
+    ),
 )
 
 ENTRY_ATTRIBUTES: tuple[Field, ...] = (
@@ -98,13 +144,29 @@ ENTRY_ATTRIBUTES: tuple[Field, ...] = (
     Field("seed", "i8", (), "", "Seed of this entry's random numbers."),
     Field("pme_alpha", "f8", (), "1/nm", "Ewald splitting parameter of the labels; 0 where there is no PME."),
     Field("pme_grid", "i4", ("3",), "", "PME mesh points along each box vector; zeros where there is no PME."),
+    Field("reciprocal_alpha", "f8", (), "1/nm", "Ewald splitting parameter of `forces_reciprocal`.", required=False),
+    Field("reciprocal_grid", "i4", ("3",), "", "PME mesh points of `forces_reciprocal`.", required=False),
+    Field(
+        "dropped_copies",
+        "i8",
+        (),
+        "",
+        "Displaced copies left out because a force on them exceeded `label.max_force`.",
+        required=False,
+    ),
 )
 
 FILE_ATTRIBUTES: tuple[Field, ...] = (
     Field("format", "str", (), "", "Always `FORMAT`."),
     Field("schema_version", "i8", (), "", "`SCHEMA_VERSION` of the writer."),
     Field("protocol", "str", (), "", "Name of the sampling protocol: thermal or minimized."),
-    Field("force_field", "str", (), "", "Force field files, comma separated, as given to openmm.app.ForceField."),
+    Field(
+        "force_field",
+        "str",
+        (),
+        "",
+        "What gave the labels: files as given to openmm.app.ForceField, comma separated, or openmm-ml:NAME.",
+    ),
     Field("config", "str", (), "", "The resolved configuration, as JSON."),
     Field("versions", "str", (), "", "Versions of the packages that made the labels, as JSON."),
     Field("content_sha256", "str", (), "", "SHA-256 over every entry's fields and attributes, in order of entry."),
@@ -127,3 +189,45 @@ def field(name: str) -> Field:
         if candidate.name == name:
             return candidate
     raise SchemaError(f"no field {name!r} in an entry; there are {', '.join(f.name for f in ENTRY_FIELDS)}")
+
+
+def open_dataset(path: str | Path) -> h5py.File:
+    """Open a dataset for reading after looking at its format and version.
+
+    Parameters
+    ----------
+    path
+        A dataset.h5.
+
+    Raises
+    ------
+    SchemaError
+        If it is missing, damaged, not HDF5, another kind of HDF5 file, or of another schema version.
+    """
+    import h5py  # here, so that the tables above can be read without it
+
+    path = Path(path)
+    if not path.is_file():
+        raise SchemaError(f"no dataset at {path}; make one with `data-pipeline run CONFIG`")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise SchemaError(f"{path} is damaged or no HDF5 file: {error}. Make it again or copy it again.") from error
+    try:
+        found = file.attrs.get("format")
+        if found != FORMAT:
+            raise SchemaError(
+                f"{path} is HDF5 but no dataset of this pipeline: format is {found!r}, it must be {FORMAT!r}"
+            )
+        version = int(file.attrs.get("schema_version", -1))
+        if version != SCHEMA_VERSION:
+            advice = "make it again with this version" if version < SCHEMA_VERSION else "install a newer version"
+            raise SchemaError(f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}; {advice}")
+        if not isinstance(file.get(ENTRIES_GROUP), h5py.Group):
+            raise SchemaError(f"{path} has no group /{ENTRIES_GROUP}; it is damaged, make it again")
+    except (SchemaError, OSError, ValueError) as error:
+        file.close()
+        if isinstance(error, SchemaError):
+            raise
+        raise SchemaError(f"{path} is damaged: {error}. Make it again or copy it again.") from error
+    return file

@@ -12,6 +12,7 @@ import numpy as np
 from data_pipeline.errors import EntryError
 from data_pipeline.files import whole
 from data_pipeline.label import describe, displace, label
+from data_pipeline.potential import Potential
 from data_pipeline.prepare import prepare, read_prepared
 from data_pipeline.sample import Frames, relax, sample_minimized, sample_thermal
 
@@ -45,26 +46,32 @@ def label_entry(out: Path, prepared: str, frames: str, settings: dict[str, Any],
     read = read_frames(frames)
     settings = dict(settings)
     copies, largest = settings.pop("displaced_copies"), settings.pop("displacement")
+    potential = settings.pop("potential")
+    settings["potential"] = None if potential is None else Potential(**potential)
+    settings["wanted"] = settings.pop("parts")
     description = describe(topology)
     positions, displacement = displace(
         read.positions, description["target_mask"], copies=copies, largest=largest, seed=seed
     )
     box = np.tile(read.box, (1 + copies, 1, 1))
-    labels = label(topology, positions, box, **settings)
+    labels = label(topology, positions, box, droppable=displacement > 0, **settings)
+    kept = labels.kept
     save_arrays(
         out,
         {
             **description,
             "charges": labels.charges,
-            "positions": positions,
-            "box": box,
-            "displacement": displacement,
+            "positions": positions[kept],
+            "box": box[kept],
+            "displacement": displacement[kept],
             "forces": labels.forces,
             "energy": labels.energy,
             "pme_alpha": np.float64(labels.pme_alpha),
             "pme_grid": labels.pme_grid,
-            "temperature": np.tile(read.temperature, 1 + copies),
-            "kinetic_temperature": np.tile(read.kinetic_temperature, 1 + copies),
+            "temperature": np.tile(read.temperature, 1 + copies)[kept],
+            "kinetic_temperature": np.tile(read.kinetic_temperature, 1 + copies)[kept],
+            "dropped_copies": np.int64((~kept).sum()),
+            **labels.parts,
         },
     )
 

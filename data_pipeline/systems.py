@@ -2,23 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openmm
 from openmm import app, unit
 
-from data_pipeline.errors import EntryError
+from data_pipeline.errors import ConfigError, EntryError
 
-DEFAULT_FORCE_FIELD = ("amber14-all.xml", "amber14/tip3pfb.xml")
+FORCE_FIELDS: dict[str, tuple[str, ...]] = {
+    "amber14": ("amber14-all.xml", "amber14/tip3pfb.xml"),
+    "amber19": ("amber19-all.xml", "amber19/tip3pfb.xml"),
+    "charmm36": ("charmm36.xml", "charmm36/water.xml"),
+    "amoeba2018": ("amoeba2018.xml",),
+}
+"""Force fields by name, each with its water and ions."""
+
+DEFAULT_FORCE_FIELD = FORCE_FIELDS["amber14"]
 
 PROTEIN_RESIDUES = frozenset(
     "ALA ARG ASN ASP CYS GLN GLU GLY HIS ILE LEU LYS MET PHE PRO SER THR TRP TYR VAL".split()
     + "ACE NME NH2 ASH CYM CYX GLH HID HIE HIP HYP LYN".split()
 )
 """Residues whose atoms are targets: the standard ones, their protonation variants and caps."""
+
+
+def expand_force_field(names: str | Iterable[str]) -> list[str]:
+    """Return file names: those of each name in `FORCE_FIELDS`, everything else as it is.
+
+    Parameters
+    ----------
+    names
+        One or several names of force fields, names of files that OpenMM finds, or paths.
+    """
+    return [file for name in ([names] if isinstance(names, str) else names) for file in FORCE_FIELDS.get(name, (name,))]
+
+
+def locate_force_field(files: Iterable[str], folder: Path) -> list[str]:
+    """Return the files with paths made absolute, having made sure that each is there.
+
+    Parameters
+    ----------
+    files
+        Names of files that OpenMM finds, or paths.
+    folder
+        What relative paths are relative to.
+
+    Raises
+    ------
+    ConfigError
+        Naming the closest known name.
+    """
+    located = []
+    for file in files:
+        path = folder / Path(file).expanduser()
+        if path.is_file():
+            located.append(str(path.resolve()))
+        elif any((data / file).is_file() for data in _data_folders()):
+            located.append(file)
+        else:
+            shipped = {str(found.relative_to(data)) for data in _data_folders() for found in data.rglob("*.xml")}
+            close = difflib.get_close_matches(file, [*FORCE_FIELDS, *sorted(shipped)], n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(
+                f"no force field {file!r}.{hint} Give one of {', '.join(FORCE_FIELDS)}, a file that ships with OpenMM "
+                f"such as amber14-all.xml, or the path of an XML file (looked for at {path})."
+            )
+    return located
+
+
+def _data_folders() -> list[Path]:
+    """Where OpenMM looks for force fields: its own folder and those that packages add."""
+    added = (Path(entry.load()()) for entry in entry_points(group="openmm.forcefielddir"))
+    return [Path(app.__file__).parent / "data", *added]
 
 
 @lru_cache(maxsize=4)
@@ -41,7 +102,7 @@ def force_field(files: tuple[str, ...]) -> app.ForceField:
         raise EntryError(
             "force_field",
             f"OpenMM cannot load the force field {', '.join(files)}: {error}. "
-            "Name XML files that ship with OpenMM, such as amber14-all.xml and amber14/tip3pfb.xml, or give paths.",
+            f"Give one of {', '.join(FORCE_FIELDS)}, XML files that ship with OpenMM, or paths.",
         ) from error
 
 
@@ -133,6 +194,8 @@ def build_system(
         )
     except ValueError as error:
         raise EntryError("no_template", f"the force field does not describe this system: {error}") from error
+    except RuntimeError as error:  # raised by scripts inside XML files, as CHARMM's are when versions are mixed
+        raise EntryError("force_field", f"{', '.join(files)} do not go together: {error}") from error
     if any(system.isVirtualSite(i) for i in range(system.getNumParticles())):
         raise EntryError(
             "virtual_sites",
@@ -150,6 +213,31 @@ def box_width(box: np.ndarray) -> float:
 def make_context(system: openmm.System, integrator: openmm.Integrator, platform: str = "CPU") -> openmm.Context:
     """Make a Context on one thread of the named platform."""
     return openmm.Context(system, integrator, single_thread_platform(platform))
+
+
+def evaluate(
+    context: openmm.Context, positions: np.ndarray, box: np.ndarray | None, groups: Iterable[int] | None = None
+) -> tuple[np.ndarray, float]:
+    """Return forces (N, 3) in kJ/mol/nm and energy in kJ/mol at given positions.
+
+    Parameters
+    ----------
+    context
+        Of the system.
+    positions
+        (N, 3) in nm.
+    box
+        (3, 3) in nm, or None for a system without one.
+    groups
+        Force groups to count; None for all.
+    """
+    if box is not None:
+        context.setPeriodicBoxVectors(*box.astype(np.float64))
+    context.setPositions(positions.astype(np.float64))
+    chosen: dict[str, Any] = {} if groups is None else {"groups": set(groups)}
+    state = context.getState(getForces=True, getEnergy=True, **chosen)
+    forces = state.getForces(asNumpy=True).value_in_unit(unit.kilojoule_per_mole / unit.nanometer)
+    return np.asarray(forces), state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
 
 
 def protein_mask(topology: app.Topology) -> np.ndarray:

@@ -175,23 +175,10 @@ class ForceDataset:
 
 
 def _open(path: Path) -> h5py.File:
-    if not path.is_file():
-        raise DatasetError(f"there is no dataset {path}. Make one with: data-pipeline run CONFIG")
     try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise DatasetError(_damaged(path, error)) from None
-    kind, version = file.attrs.get("format"), file.attrs.get("schema_version")
-    if kind != schema.FORMAT:
-        file.close()
-        raise DatasetError(f"{path} is not a dataset of this program: format {kind!r}, expected {schema.FORMAT!r}")
-    if version != schema.SCHEMA_VERSION:
-        file.close()
-        raise DatasetError(
-            f"{path} has schema version {version}, this program reads {schema.SCHEMA_VERSION}. Make it anew with "
-            "data-pipeline run, or use the version of forcefield-ml that suits it"
-        )
-    return file
+        return schema.open_dataset(path)
+    except schema.SchemaError as error:
+        raise DatasetError(str(error)) from None
 
 
 def _damaged(path: Path, error: Exception) -> str:

@@ -35,7 +35,7 @@ def pair_forces(positions: np.ndarray, species: np.ndarray, box: np.ndarray) -> 
 
 
 def write_dataset(path: Path, splits: dict[str, str], n_frames: int = 2, seed: int = 0, n_atoms: int = 100) -> Path:
-    """Write a dataset with one entry per item of `splits` (entry to split), every field of the schema filled."""
+    """Write a dataset with one entry per item of `splits` (entry to split) and every required field of the schema."""
     random = np.random.default_rng(seed)
     with h5py.File(path, "w") as file:
         values: dict[str, Any] = {
@@ -64,7 +64,7 @@ def write_dataset(path: Path, splits: dict[str, str], n_frames: int = 2, seed: i
                 "pme_alpha": 3.0,
                 "pme_grid": np.array([20, 20, 20], dtype=np.int32),
             }
-            for attribute in schema.ENTRY_ATTRIBUTES:
+            for attribute in (attribute for attribute in schema.ENTRY_ATTRIBUTES if attribute.required):
                 group.attrs[attribute.name] = attributes[attribute.name]
     return path
 

@@ -60,7 +60,7 @@ def test_other_files_are_refused(copy, tmp_path):
     with pytest.raises(DatasetError, match="'other'"):
         ForceDataset(copy)
     copy.write_bytes(copy.read_bytes()[:3000])
-    with pytest.raises(DatasetError, match="data-pipeline check"):
+    with pytest.raises(DatasetError, match="damaged"):
         ForceDataset(copy)
 
 
