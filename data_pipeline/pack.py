@@ -27,7 +27,14 @@ from data_pipeline.schema import (
     SchemaError,
 )
 
-COMPRESSIONS = ("gzip", "lzf", "none")
+FILTERS: dict[str, dict[str, Any]] = {
+    # Higher levels take longer to write and save half a percent; docs/decisions/0010-pack.md has the numbers.
+    "gzip": {"compression": "gzip", "compression_opts": 4, "shuffle": True},
+    "lzf": {"compression": "lzf", "shuffle": True},
+    "none": {},
+}
+
+COMPRESSIONS = tuple(FILTERS)
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,7 @@ def pack(
     attributes
         File attributes of `schema.FILE_ATTRIBUTES` other than format, schema_version and content_sha256.
     compression
-        One of `COMPRESSIONS`; arrays over frames are chunked by frame.
+        One of `COMPRESSIONS`; arrays over frames and atoms are chunked by frame, so that one frame is read alone.
 
     Returns
     -------
@@ -179,9 +186,9 @@ def _write_entry(parent: h5py.Group, entry: PackedEntry, compression: str) -> No
         values = np.asarray(entry.fields[declared.name])
         options: dict[str, Any] = {}
         if declared.shape and values.size:
-            options["chunks"] = (1, *values.shape[1:]) if declared.shape[0] == "F" else values.shape
-            if compression != "none":
-                options |= {"compression": compression, "shuffle": True, "fletcher32": True}
+            by_frame = declared.shape[0] == "F" and "N" in declared.shape
+            options = {"chunks": (1, *values.shape[1:]) if by_frame else values.shape, "fletcher32": True}
+            options |= FILTERS[compression]
         data = group.create_dataset(declared.name, data=values, **options)
         if declared.unit:
             data.attrs["unit"] = declared.unit
