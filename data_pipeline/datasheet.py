@@ -209,10 +209,10 @@ def limits(config: Mapping[str, Any], protocol: str) -> list[str]:
         ``thermal`` or ``minimized``.
     """
     prepare, sample, label = (_section(config, name) for name in ("prepare", "sample", "label"))
-    force_field = ", ".join(map(str, label.get("force_field", []))) or "the force field"
+    named = label.get("force_field") or ["the force field"]
+    force_field = named if isinstance(named, str) else ", ".join(map(str, named))
     told = [
-        f"Labels are forces of {force_field}, an empirical force field: a model that reproduces them is as good as it, "
-        "not better.",
+        f"Labels are forces of {force_field}: a model that reproduces them is as good as that, not better.",
         "Proteins are what crystallises; some families have many entries in the Protein Data Bank. Clusters keep alike "
         "sequences in one split and say nothing of alike folds.",
         f"Residues are protonated by the pH{_given(prepare.get('ph'))} and their own standard pKa; their neighbours, "

@@ -15,7 +15,7 @@ import numpy as np
 
 from data_pipeline.cluster import Clusters, cluster
 from data_pipeline.config import PipelineConfig, dump_config, entry_seed, stage_key
-from data_pipeline.datasheet import datasheet
+from data_pipeline.datasheet import write_datasheet
 from data_pipeline.engine import Engine, Task, open_engine
 from data_pipeline.errors import ConfigError, EntryError, PipelineError
 from data_pipeline.files import remove_temporaries, whole
@@ -174,7 +174,7 @@ class _Run:
             self._need(labelled, "labelled")
             started = time.monotonic()
             path = self._pack(protocol, labelled, selection, clusters, splits)
-            datasets[protocol] = {"dataset": str(path.resolve()), "datasheet": datasheet(path)}
+            datasets[protocol] = {"dataset": str(path.resolve())}
             self._took(f"pack {protocol}", started)
         return self._summary(selection, clusters, datasets)
 
@@ -380,6 +380,11 @@ class _Run:
             "seconds": self.seconds,
             "versions": self.versions,
         }
+        started = time.monotonic()
+        sheets = {name: write_datasheet(made["dataset"], None, summary) for name, made in datasets.items()}
+        for name, sheet in sheets.items():
+            datasets[name]["datasheet"] = sheet
+        self._took("datasheet", started)
         write_json(self.folder / "summary.json", summary)
         for made in datasets.values():
             log.info("done: %d entries in %s", made["datasheet"]["splits"]["all"]["entries"], made["dataset"])
@@ -397,7 +402,8 @@ class _Run:
         log.log(level, "%s %s %s %s %s", record.stage, record.entry, record.status, record.error_class, record.reason)
 
     def _took(self, stage: str, started: float) -> None:
-        self.seconds[stage] = round(time.monotonic() - started, 2)
+        # preparation goes on with others where some were lost
+        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.monotonic() - started, 2)
 
     def _need(self, entries: dict[str, Any], what: str) -> None:
         if entries:
