@@ -39,6 +39,8 @@ setup(
         "rich>=13",
         "biopython>=1.84",
         "pebble>=5.2",
+        "requests>=2.32",
+        "urllib3>=2.2",
         *LEARNING,
     ],
     extras_require={
@@ -46,7 +48,7 @@ setup(
         "torchforce": ["openmmtorch==1.5", "torch==2.9.1"],
         "cuda12": ["openmm[cuda12]", "openmmtorch[cuda12]==1.5", "torch==2.9.1"],
         "cluster": ["distributed>=2024.8"],
-        "dev": ["pytest>=8", "hypothesis>=6", "ruff", "mypy", "types-PyYAML"],
+        "dev": ["pytest>=8", "hypothesis>=6", "ruff", "mypy", "types-PyYAML", "types-requests"],
     },
     entry_points={
         "console_scripts": [

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
-from data_pipeline.similarity import Hit, find_hits
+from data_pipeline.similarity import INSTALL, Hit, can_compare, find_hits
+from data_pipeline.sources.clusters import ClusterFile
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -16,11 +22,11 @@ class Clusters:
     clusters
         Name -> sorted ids; a cluster's name is its first id. In order of name.
     method
-        What compared the sequences: ``blastp``, ``mmseqs`` or ``python``.
+        What compared the sequences: ``blastp``, ``mmseqs`` or ``python``; or ``rcsb``.
     version
         Its version.
     pairs
-        The pairs that are alike, sorted.
+        The pairs that the comparison found alike, sorted.
     """
 
     clusters: dict[str, list[str]]
@@ -48,6 +54,47 @@ def cluster(sequences: dict[str, str], identity: float = 0.2, method: str = "aut
     """
     pairs, used, version = find_hits(sequences, identity, method)
     return Clusters(components(list(sequences), [(hit.first, hit.second) for hit in pairs]), used, version, pairs)
+
+
+def cluster_by_file(
+    sequences: dict[str, str], entities: Mapping[str, str], file: ClusterFile, identity: float
+) -> Clusters:
+    """Put together what RCSB's clusters put together, and what a comparison of the sequences finds alike besides.
+
+    The comparison finds the relatives of entries that the file does not hold, and pairs that RCSB's criterion (its
+    coverage, or the representative that a cluster grew around) keeps apart: without it the check for leakage, which
+    compares sequences, could find what the clusters split. Where nothing is installed that can compare so many
+    sequences, the file alone decides, an entry that it does not hold is a cluster of its own, and `Clusters.version`
+    says so.
+
+    Parameters
+    ----------
+    sequences
+        Id -> one-letter sequence.
+    entities
+        Id -> the protein's entity id, empty where it is not known.
+    file
+        RCSB's clusters at this identity.
+    identity
+        As for `cluster`.
+
+    Raises
+    ------
+    ConfigError
+        If the file is not one of clusters, or as `data_pipeline.similarity.find_hits`.
+    """
+    groups = file.groups(entities)
+    held = sum(map(len, groups))
+    version = f"{file.version}, holds {held} of {len(sequences)} entries"
+    pairs: list[Hit] = []
+    if can_compare(len(sequences)):
+        pairs, used, used_version = find_hits(sequences, identity)
+        version += f"; compared by {used} {used_version}"
+    else:
+        version += f"; sequences NOT compared: {INSTALL}"
+        log.warning("clusters are RCSB's alone: %s", version)
+    edges = [pair for group in groups for pair in pairwise(group)] + [(hit.first, hit.second) for hit in pairs]
+    return Clusters(components(list(sequences), edges), "rcsb", version, pairs)
 
 
 def components(names: list[str], pairs: list[tuple[str, str]]) -> dict[str, list[str]]:

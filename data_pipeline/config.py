@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -26,12 +27,17 @@ from data_pipeline.errors import ConfigError
 from data_pipeline.label import Reference
 from data_pipeline.potential import Potential
 from data_pipeline.sample import CUTOFF
+from data_pipeline.sources.clusters import IDENTITIES, clusters_url
+from data_pipeline.sources.ids import normalise_id, read_ids
+from data_pipeline.sources.rcsb import DOWNLOAD_URL, SEARCH_URL
 from data_pipeline.systems import DEFAULT_FORCE_FIELD, expand_force_field, locate_force_field
 
 ForceFieldFiles = Annotated[
     list[str], BeforeValidator(lambda names: expand_force_field(names) if isinstance(names, str | list) else names)
 ]
 """Files of a force field; a name of `systems.FORCE_FIELDS` becomes its files."""
+
+_WEB = "^https?://"
 
 
 class _Section(BaseModel):
@@ -45,8 +51,32 @@ class _Section(BaseModel):
 class SourceConfig(_Section):
     """Where entries come from."""
 
-    kind: Literal["mirror"] = Field(default="mirror", description="A folder of files.")
-    path: str = Field(description="The mirror's folder, relative to this file.")
+    kind: Literal["mirror", "rcsb"] = Field(default="mirror", description="A folder of files, or the archive itself.")
+    path: str = Field(description="The mirror's folder, or the one that keeps what is fetched, relative to this file.")
+    search_url: str = Field(default=SEARCH_URL, pattern=_WEB, description="Rcsb: the search service.")
+    download_url: str = Field(default=DOWNLOAD_URL, pattern=_WEB, description="Rcsb: the folder of ID.cif.gz.")
+    requests_per_second: float = Field(default=4.0, gt=0, le=20, description="Rcsb: all connections together.")
+    contact: str = Field(
+        default="", pattern=r"^[\x20-\x7e]*$", description="Rcsb: your mail address or page, told to the server."
+    )
+    max_age: float | None = Field(
+        default=None, ge=0, description="Rcsb: days that a search's answer is kept; null for ever, 0 asks anew."
+    )
+    max_entries: int | None = Field(default=None, ge=1, description="Rcsb: only so many of what the search finds.")
+
+    @model_validator(mode="after")
+    def _mirror_has_no_server(self) -> SourceConfig:
+        defaults = type(self).model_fields
+        changed = [name for name, value in self if name not in ("kind", "path") and value != defaults[name].default]
+        if self.kind == "mirror" and changed:
+            raise ValueError(f"{', '.join(changed)} without kind: rcsb; a folder is not asked over the internet")
+        return self
+
+    def options(self, criteria: Criteria) -> dict[str, Any]:
+        """Return the keyword arguments of `sources.open_source` besides kind and path."""
+        if self.kind == "mirror":
+            return {}
+        return {"criteria": criteria, **self.model_dump(exclude={"kind", "path"})}
 
 
 class SelectConfig(_Section):
@@ -75,11 +105,21 @@ class SelectConfig(_Section):
     altlocs: Literal["keep", "reject"] = Field(default="keep", description="Alternative locations in the chain.")
     insertion_codes: Literal["keep", "reject"] = Field(default="keep", description="In the chain's numbering.")
     ids: list[str] | None = Field(default=None, description="Only these entries.")
+    ids_file: str | None = Field(
+        default=None, description="Only these and `ids`: a text file of ids, # before remarks, relative to this file."
+    )
     limit: int | None = Field(default=None, ge=1, description="Only so many, spread over splits and clusters.")
     prefer: Literal["random", "smallest"] = Field(
         default="random", description="Which a limit or an even draw takes first."
     )
     one_per_cluster: bool = Field(default=False, description="Only the best resolved entry of each sequence cluster.")
+
+    def wanted(self) -> list[str] | None:
+        """Return the ids asked for, sorted, or None where every entry of the source is asked for."""
+        if self.ids is None and self.ids_file is None:
+            return None
+        listed = read_ids(self.ids_file) if self.ids_file is not None else []
+        return sorted({*listed, *map(normalise_id, self.ids or ())})
 
     def criteria(self) -> Criteria:
         """Return the limits as `curate.judge` takes them."""
@@ -93,13 +133,42 @@ class SplitConfig(_Section):
     """Whole sequence clusters go to one split each: fractions (adding up to 1) or whole numbers of entries."""
 
     identity: float = Field(default=0.2, gt=0, le=1, description="Sequences at least so similar share a cluster.")
-    method: Literal["auto", "blastp", "mmseqs", "python"] = Field(default="auto", description="Who compares sequences.")
+    method: Literal["auto", "blastp", "mmseqs", "python", "rcsb"] = Field(
+        default="auto",
+        description="Who compares sequences; rcsb takes RCSB's clusters, at 0.3 if no identity is given.",
+    )
+    cluster_file: str | None = Field(
+        default=None, description="Rcsb: path, relative to this file, or address of the clusters; RCSB's own if null."
+    )
     train: float = Field(default=0.7, ge=0)
     validation: float = Field(default=0.15, ge=0)
     test: float = Field(default=0.15, ge=0)
     draw: Literal["random", "even"] = Field(
         default="random", description="Numbers of entries: drawn from all of a split's, or evenly over its clusters."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rcsb_has_no_clusters_at_20(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("method") == "rcsb":
+            return {"identity": IDENTITIES[0], **values}
+        return values
+
+    @model_validator(mode="after")
+    def _clusters_that_exist(self) -> SplitConfig:
+        if self.method == "rcsb" and self.identity not in IDENTITIES:
+            raise ValueError(
+                f"RCSB has no clusters at identity {self.identity:g}; allowed with method rcsb: "
+                f"{', '.join(f'{identity:g}' for identity in IDENTITIES)}"
+            )
+        if self.method != "rcsb" and self.cluster_file is not None:
+            raise ValueError(f"cluster_file is for method rcsb, the method is {self.method}")
+        return self
+
+    @property
+    def clusters(self) -> str:
+        """Path or address of the file of clusters that method rcsb takes."""
+        return self.cluster_file if self.cluster_file is not None else clusters_url(self.identity)
 
     @model_validator(mode="after")
     def _fractions_or_counts(self) -> SplitConfig:
@@ -319,7 +388,13 @@ def load_config(path: str | Path) -> PipelineConfig:
         raise ConfigError(f"{path}: " + "; ".join(_explain(problem) for problem in error.errors())) from error
     folder = path.resolve().parent
     source = config.source.model_copy(update={"path": str((folder / Path(config.source.path).expanduser()).resolve())})
-    located: dict[str, Any] = {"source": source, "sample": config.sample, "label": config.label}
+    select, split = config.select, config.split
+    if select.ids_file is not None:
+        select = select.model_copy(update={"ids_file": str((folder / Path(select.ids_file).expanduser()).resolve())})
+    if split.cluster_file is not None and not re.match(_WEB, split.cluster_file):
+        where = str((folder / Path(split.cluster_file).expanduser()).resolve())
+        split = split.model_copy(update={"cluster_file": where})
+    located: dict[str, Any] = {"sample": config.sample, "label": config.label}
     for name, key in (("label", "force_field"), ("label", "mm_force_field"), ("sample", "force_field")):
         files = getattr(located[name], key)
         try:
@@ -327,7 +402,7 @@ def load_config(path: str | Path) -> PipelineConfig:
         except ConfigError as error:
             raise ConfigError(f"{path}: {name}.{key}: {error}") from None
         located[name] = located[name].model_copy(update={key: found})
-    return config.model_copy(update=located)
+    return config.model_copy(update={"source": source, "select": select, "split": split, **located})
 
 
 def dump_config(config: PipelineConfig) -> str:

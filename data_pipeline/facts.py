@@ -11,7 +11,7 @@ from pdbfixer.pdbfixer import substitutions
 
 from data_pipeline.consistent import STANDARD, check_chains, check_counts, check_one_letter, check_sequence
 from data_pipeline.errors import EntryError
-from data_pipeline.sources.mirror import normalise_id
+from data_pipeline.sources import normalise_id
 from data_pipeline.structure import Entry, read_entry
 
 
@@ -64,6 +64,9 @@ class EntryFacts:
         Date of deposition, YYYY-MM-DD; empty where none is given.
     r_free
         0 to 1; None where none is given.
+    entity_id
+        Number of the protein among the entry's molecules, as mmCIF says and RCSB's clusters use; in a PDB file, which
+        has no such number, 1 where the chain is the only polymer, and empty where it is not.
     """
 
     entry_id: str
@@ -89,6 +92,7 @@ class EntryFacts:
     n_disulfides: int = 0
     deposited: str = ""
     r_free: float | None = None
+    entity_id: str = ""
 
     @property
     def n_residues(self) -> int:
@@ -178,6 +182,7 @@ def _facts(entry: Entry) -> EntryFacts:
         n_disulfides=_disulfides(structure, chain_id),
         deposited=_info(structure, "_pdbx_database_status.recvd_initial_deposition_date"),
         r_free=_r_free(structure),
+        entity_id=_entity_id(entry, chain_id, len(chains)),
     )
 
 
@@ -205,6 +210,17 @@ def _author_chain(structure: gemmi.Structure, subchain: str) -> str:
         if any(residue.subchain == subchain for residue in chain):
             return chain.name
     return subchain
+
+
+def _entity_id(entry: Entry, chain_id: str, n_chains: int) -> str:
+    if entry.block is None:
+        return "1" if chain_id and n_chains == 1 else ""
+    for entity in entry.structure.entities:
+        if entity.entity_type == gemmi.EntityType.Polymer and chain_id in {
+            _author_chain(entry.structure, subchain) for subchain in entity.subchains
+        }:
+            return entity.name
+    return ""
 
 
 def _observed_chains(structure: gemmi.Structure) -> list[tuple[str, list[str]]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -27,13 +28,17 @@ def whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def remove_temporaries(folder: Path) -> None:
+def remove_temporaries(folder: Path, older_than: float = 0.0) -> None:
     """Remove what `whole` could not, because its process was killed.
 
     Parameters
     ----------
     folder
         With all folders below it; nobody may be writing there.
+    older_than
+        Seconds; younger ones stay, for folders where somebody may be writing.
     """
     for path in folder.rglob(".*.tmp"):
-        path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another process clears up, too
+            if not older_than or time.time() - path.stat().st_mtime > older_than:
+                path.unlink()

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from data_pipeline.cluster import Clusters, cluster
+from data_pipeline.cluster import Clusters, cluster, cluster_by_file
 from data_pipeline.config import PipelineConfig, dump_config, entry_seed, stage_key
 from data_pipeline.datasheet import write_datasheet
 from data_pipeline.engine import Engine, Task, open_engine
@@ -24,7 +24,10 @@ from data_pipeline.pack import PackedEntry, pack
 from data_pipeline.potential import check_potential
 from data_pipeline.schema import ENTRY_ATTRIBUTES, ENTRY_FIELDS
 from data_pipeline.selection import Selection, best_of_clusters, select
+from data_pipeline.similarity import can_compare
 from data_pipeline.sources import open_source
+from data_pipeline.sources.clusters import ClusterFile, open_clusters
+from data_pipeline.sources.http import Client
 from data_pipeline.split import Plan, check_leakage
 from data_pipeline.split import plan as plan_split
 from data_pipeline.stages import label_entry, prepare_entry, relax_entry, sample_entry
@@ -132,13 +135,17 @@ class _Run:
         self.versions = versions()
         self.seconds: dict[str, float] = {}
         self.records: list[Record] = []
+        self.source = ""
 
     def all_stages(self) -> dict[str, Any]:
         log.info("run of %s begins: %s", self.config.name, json.dumps(self.versions))
         started = time.monotonic()
-        source = open_source(self.config.source.kind, self.config.source.path)
-        wanted = self.config.select.ids
+        criteria = self.config.select.criteria()
+        source = open_source(self.config.source.kind, self.config.source.path, **self.config.source.options(criteria))
+        wanted = self.config.select.wanted()
         self.progress.begin("select", len(source.ids() if wanted is None else wanted), 0)
+        self.source = source.describe()
+        log.info("source: %s", self.source)
         selection = select(source, self.config.select, self._record)
         self.progress.end()
         self._took("select", started)
@@ -181,7 +188,11 @@ class _Run:
     def _cluster(self, selection: Selection) -> Clusters:
         settings = self.config.split
         sequences = {name: facts.sequence for name, facts in selection.kept.items()}
-        clusters = cluster(sequences, settings.identity, settings.method)
+        if settings.method == "rcsb":
+            entities = {name: facts.entity_id for name, facts in selection.kept.items()}
+            clusters = cluster_by_file(sequences, entities, self._rcsb_clusters(), settings.identity)
+        else:
+            clusters = cluster(sequences, settings.identity, settings.method)
         members = {name: list(ids) for name, ids in clusters.clusters.items()}
         write_json(
             self.folder / "clusters.json",
@@ -194,6 +205,11 @@ class _Run:
         )
         self.versions[clusters.method] = clusters.version
         return clusters
+
+    def _rcsb_clusters(self) -> ClusterFile:
+        source = self.config.source
+        cache = Path(source.path) if source.kind == "rcsb" else self.folder
+        return open_clusters(self.config.split.clusters, cache, Client(source.contact, source.requests_per_second))
 
     def _plan(self, clusters: Clusters, selection: Selection) -> Plan:
         kept = {
@@ -216,7 +232,11 @@ class _Run:
     def _split(self, plan: Plan, selection: Selection, lost: set[str]) -> dict[str, str]:
         splits = plan.chosen(lost)
         sequences = {name: selection.kept[name].sequence for name in splits}
-        leaks = check_leakage(sequences, splits, self.config.split.identity, self.config.split.method)
+        if self.config.split.method == "rcsb" and not can_compare(len(sequences)):
+            log.warning("nothing is installed that can compare %d sequences: leakage is not checked", len(sequences))
+            leaks = []
+        else:
+            leaks = check_leakage(sequences, splits, self.config.split.identity, self.config.split.method)
         if leaks:
             pairs = ", ".join(f"{leak.first} ({leak.first_split}) and {leak.second}" for leak in leaks[:5])
             raise PipelineError(f"{len(leaks)} pairs of alike sequences lie in different splits: {pairs}")
@@ -364,6 +384,7 @@ class _Run:
         summary = {
             "name": self.config.name,
             "datasets": datasets,
+            "source": self.source,
             "seen": selection.n_seen,
             "kept": len(selection.kept),
             "left_out": selection.n_left_out,

@@ -12,7 +12,7 @@ from data_pipeline.curate import judge
 from data_pipeline.errors import EntryError
 from data_pipeline.facts import EntryFacts, inspect
 from data_pipeline.ledger import OK, REJECTED, Record
-from data_pipeline.sources import Source, normalise_id
+from data_pipeline.sources import Source
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,16 @@ def select(source: Source, settings: SelectConfig, record: Callable[[Record], No
     Raises
     ------
     ConfigError
-        If an id that was asked for is not in the source.
+        If the list of ids cannot be read.
+    PipelineError
+        If a server does not answer.
     """
-    ids = source.ids() if settings.ids is None else sorted({normalise_id(entry) for entry in settings.ids})
+    wanted = settings.wanted()
+    ids = source.ids() if wanted is None else wanted
     kept: dict[str, EntryFacts] = {}
     paths: dict[str, Path] = {}
     hashes: dict[str, str] = {}
-    for entry in ids:
+    for entry in source.ahead(ids):
         try:
             path = source.path(entry)
             facts = inspect(path)

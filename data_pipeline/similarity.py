@@ -107,13 +107,18 @@ def find_hits(sequences: dict[str, str], identity: float = 0.2, method: str = "a
     return [best[pair] for pair in sorted(best)], method, version()
 
 
+def can_compare(n_sequences: int) -> bool:
+    """Tell whether so many sequences can be compared with what is installed."""
+    return choose_method("auto") != "python" or n_sequences <= MAX_PYTHON
+
+
 def choose_method(method: str) -> str:
     """Return the method to use, having made sure that it is installed.
 
     Parameters
     ----------
     method
-        As for `find_hits`.
+        As for `find_hits`; ``rcsb``, whose clusters were made elsewhere, compares as ``auto`` does.
 
     Raises
     ------
@@ -121,7 +126,7 @@ def choose_method(method: str) -> str:
         If the method is unknown or not installed.
     """
     programs = {"blastp": ("blastp", "makeblastdb"), "mmseqs": ("mmseqs",), "python": ()}
-    if method == "auto":
+    if method in ("auto", "rcsb"):
         return next(name for name, needed in programs.items() if all(map(shutil.which, needed)))
     if method not in programs:
         raise ConfigError(f"no method {method!r} to compare sequences. Allowed: auto, {', '.join(programs)}.")

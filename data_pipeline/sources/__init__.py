@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from data_pipeline.errors import ConfigError
-from data_pipeline.sources.mirror import Mirror, normalise_id
+from data_pipeline.sources.ids import normalise_id
+from data_pipeline.sources.mirror import Mirror
+from data_pipeline.sources.rcsb import Rcsb
 
-__all__ = ["KINDS", "Mirror", "Source", "normalise_id", "open_source"]
+__all__ = ["KINDS", "Mirror", "Rcsb", "Source", "normalise_id", "open_source"]
 
 
 class Source(Protocol):
@@ -19,28 +21,38 @@ class Source(Protocol):
         """Return every entry's id, lower case and sorted."""
         ...
 
+    def ahead(self, ids: Sequence[str]) -> Iterator[str]:
+        """Yield these ids one by one, while a source that fetches already fetches the next few."""
+        ...
+
     def path(self, entry_id: str) -> Path:
-        """Return a local file with the entry, fetching it first where that is needed."""
+        """Return a local file with the entry, fetching it first where that is needed; EntryError where it cannot."""
         ...
 
     def sha256(self, entry_id: str) -> str:
         """Return the SHA-256 of the entry's local file as it lies there, still compressed if it is."""
         ...
 
+    def describe(self) -> str:
+        """Return where the entries come from, in one line."""
+        ...
 
-KINDS: dict[str, Callable[[Path], Source]] = {"mirror": Mirror}
-"""Kind of source -> what opens it; a live source joins by a line here."""
+
+KINDS: dict[str, Callable[..., Source]] = {"mirror": Mirror, "rcsb": Rcsb}
+"""Kind of source -> what opens it: a folder and the kind's own options."""
 
 
-def open_source(kind: str, path: Path | str) -> Source:
+def open_source(kind: str, path: Path | str, **options: Any) -> Source:
     """Open a source of entries.
 
     Parameters
     ----------
     kind
-        A key of `KINDS`; ``mirror`` is a folder of files.
+        A key of `KINDS`; ``mirror`` is a folder of files, ``rcsb`` the Protein Data Bank over the internet.
     path
         The folder of a mirror; of a source that fetches, the folder that keeps what was fetched.
+    options
+        Of `rcsb.Rcsb`; a mirror has none.
 
     Raises
     ------
@@ -49,4 +61,4 @@ def open_source(kind: str, path: Path | str) -> Source:
     """
     if kind not in KINDS:
         raise ConfigError(f"no source of kind {kind!r}. Allowed: {', '.join(sorted(KINDS))}.")
-    return KINDS[kind](Path(path))
+    return KINDS[kind](Path(path), **options)

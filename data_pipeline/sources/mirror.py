@@ -1,36 +1,26 @@
 """A folder of PDB entries on this machine.
 
-Two layouts are read: flat (``103l.pdb.gz``, ``103l.cif``, ``pdb_0000103l.cif.gz``) and the wwPDB's divided one
-(``03/pdb103l.ent.gz``, ``03/103l.cif.gz``). Where an entry has several files, mmCIF goes before PDB.
+Three layouts are read: flat (``103l.pdb.gz``, ``103l.cif``, ``pdb_0000103l.cif.gz``), the wwPDB's divided one
+(``03/pdb103l.ent.gz``, ``03/103l.cif.gz``) and its coming one with a folder for each entry
+(``03/pdb_0000103l/pdb_0000103l.cif.gz``, also with versions, ``pdb_0000103l_xyz_v1-2.cif.gz``). Upper case serves,
+too. Where an entry has several files, mmCIF goes before PDB, and of versions the last one.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from data_pipeline.errors import ConfigError
+from data_pipeline.errors import ConfigError, EntryError
+from data_pipeline.ledger import sha256
+from data_pipeline.sources.ids import is_id, normalise_id
 
 _NAME = re.compile(
-    r"(?:pdb)?(?P<short>[0-9][a-z0-9]{3})\.(?P<a>cif|pdb|ent)(?:\.gz)?"
-    r"|(?P<long>pdb_[a-z0-9]{8})(?:_xyz)?\.(?P<b>cif|pdb|ent)(?:\.gz)?"
+    r"(?:(?:pdb)?(?P<short>[0-9][a-z0-9]{3})|(?P<long>pdb_[a-z0-9]{8})(?:_xyz(?:_v(?P<major>\d+)-(?P<minor>\d+))?)?)"
+    r"\.(?P<format>cif|pdb|ent)(?:\.gz)?"
 )
 _SUFFIX = re.compile(r".*\.(cif|pdb|ent)(\.gz)?")
-_LONG_OF_SHORT = re.compile(r"pdb_0000([0-9][a-z0-9]{3})")
-
-
-def normalise_id(entry_id: str) -> str:
-    """Return an entry's id in the form used throughout: lower case, four characters wherever they are enough.
-
-    Parameters
-    ----------
-    entry_id
-        ``1UBQ``, ``1ubq``, or ``pdb_00001ubq``, which all name the same entry.
-    """
-    lower = entry_id.strip().lower()
-    match = _LONG_OF_SHORT.fullmatch(lower)
-    return match.group(1) if match else lower
 
 
 class Mirror:
@@ -57,7 +47,7 @@ class Mirror:
         self.ignored: list[str] = []
         if not self.root.is_dir():
             raise ConfigError(f"the mirror {self.root} is not a folder; give the folder that holds the entry files.")
-        ranked: dict[str, tuple[int, str, Path]] = {}
+        ranked: dict[str, tuple[bool, int, int, str, Path]] = {}
         for path in self._files():
             match = _NAME.fullmatch(path.name.lower())
             if match is None:
@@ -65,10 +55,11 @@ class Mirror:
                     self.ignored.append(path.name)
                 continue
             entry_id = normalise_id(match.group("short") or match.group("long"))
-            rank = 0 if (match.group("a") or match.group("b")) == "cif" else 1
-            candidate = (rank, path.name, path)
+            # A name without a version is that of the archive's current file.
+            major, minor = (-int(match.group(part) or 1_000_000) for part in ("major", "minor"))
+            candidate = (match.group("format") != "cif", major, minor, path.name, path)
             ranked[entry_id] = min(ranked.get(entry_id, candidate), candidate)
-        self._paths = {entry_id: ranked[entry_id][2] for entry_id in sorted(ranked)}
+        self._paths = {entry_id: ranked[entry_id][-1] for entry_id in sorted(ranked)}
         if not self._paths:
             below = [p.name for p in sorted(self.root.iterdir()) if p.is_dir()]
             hint = f" Did you mean one of its folders: {', '.join(below[:5])}?" if below else ""
@@ -77,18 +68,24 @@ class Mirror:
             )
 
     def _files(self) -> list[Path]:
-        """Return the files of the folder and of its two-character folders, in order of name."""
+        """Return the files of the folder, of its two-character folders, and of the entries' folders in these."""
         files: list[Path] = []
-        for path in sorted(self.root.iterdir()):
-            if path.is_file():
-                files.append(path)
-            elif path.is_dir() and len(path.name) == 2:
-                files += [p for p in sorted(path.iterdir()) if p.is_file()]
+        folders = [self.root]
+        while folders:
+            for path in sorted(folders.pop().iterdir()):
+                if path.is_file():
+                    files.append(path)
+                elif path.is_dir() and (len(path.name) == 2 or is_id(path.name.lower())):
+                    folders.append(path)
         return files
 
     def ids(self) -> list[str]:
         """Return every entry's id, lower case and sorted."""
         return list(self._paths)
+
+    def ahead(self, ids: Iterable[str]) -> Iterator[str]:
+        """Yield the ids: the files are there."""
+        return iter(ids)
 
     def path(self, entry_id: str) -> Path:
         """Return the entry's file; the mmCIF one where there are two.
@@ -100,14 +97,15 @@ class Mirror:
 
         Raises
         ------
-        ConfigError
-            If the mirror has no such entry.
+        EntryError
+            Of kind ``not_found`` where the mirror has no such entry.
         """
         known = normalise_id(entry_id)
         if known not in self._paths:
-            raise ConfigError(
+            raise EntryError(
+                "not_found",
                 f"no entry {entry_id!r} in the mirror {self.root}, which holds {len(self._paths)}; "
-                f"add its file ({known}.cif.gz from files.rcsb.org/download) or take the id out of the list."
+                f"add its file ({known}.cif.gz from files.rcsb.org/download) or take the id out of the list.",
             )
         return self._paths[known]
 
@@ -119,5 +117,8 @@ class Mirror:
         entry_id
             In any of the forms that `normalise_id` accepts.
         """
-        with self.path(entry_id).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256(self.path(entry_id))
+
+    def describe(self) -> str:
+        """Return where the entries come from, in one line."""
+        return f"{len(self._paths)} entries in the folder {self.root}"
