@@ -9,7 +9,7 @@ import pytest
 
 from data_pipeline.errors import ConfigError
 from data_pipeline.schema import SPLITS
-from data_pipeline.split import check_leakage, split
+from data_pipeline.split import check_leakage, plan, split
 
 THIRDS = {"train": 0.6, "validation": 0.2, "test": 0.2}
 
@@ -70,6 +70,65 @@ def test_counts_are_exact_and_clusters_do_not_cross():
     assert Counter(chosen.values()) == counts
     for ids in MIRROR_LIKE.values():
         assert len({chosen[entry] for entry in ids if entry in chosen}) <= 1
+
+
+PAPER = {"train": 100, "validation": 50, "test": 50}
+
+
+def cluster_of(entry: str) -> str:
+    return entry[:4]
+
+
+def test_even_draw_takes_a_second_member_only_when_every_cluster_has_given_one():
+    """Large families do not crowd out others: 200 entries of 205 clusters are 200 clusters' own."""
+    chosen = split(MIRROR_LIKE, counts=PAPER, draw="even", seed=3)
+    assert Counter(chosen.values()) == PAPER
+    assert len(set(map(cluster_of, chosen))) == 200
+    fewer = split(family([30, 20, 10, 2, 1, 1]), counts={"train": 12, "test": 8}, draw="even", seed=3)
+    for part in ("train", "test"):
+        sizes = Counter(cluster_of(entry) for entry, where in fewer.items() if where == part)
+        whole = {f"c{n:03}": size for n, size in enumerate([30, 20, 10, 2, 1, 1])}
+        assert all(n == whole[name] or n >= max(sizes.values()) - 1 for name, n in sizes.items())
+
+
+@pytest.mark.parametrize("draw", ["random", "even"])
+def test_a_limit_is_the_beginning_of_the_whole(draw):
+    """Every limit takes what a smaller one takes, keeps the ratio of the splits, and spreads over clusters."""
+    whole = plan(MIRROR_LIKE, counts=PAPER, draw=draw, seed=2).chosen()
+    before: dict[str, str] = {}
+    for limit in (1, 2, 3, 7, 20, 60, 199, 200, 500):
+        chosen = plan(MIRROR_LIKE, counts=PAPER, draw=draw, seed=2, limit=limit).chosen()
+        assert len(chosen) == min(limit, 200)
+        assert before.items() <= chosen.items() <= whole.items()
+        before = chosen
+        sizes = Counter(chosen.values())
+        if limit >= 3:
+            assert all(abs(sizes[name] - limit * PAPER[name] / 200) <= 1 for name in SPLITS) or limit == 500
+        for part in SPLITS:
+            of_part = [cluster_of(entry) for entry in chosen if chosen[entry] == part]
+            of_whole = {cluster_of(entry) for entry in whole if whole[entry] == part}
+            assert len(set(of_part)) == min(len(of_part), len(of_whole))
+
+
+def test_small_ones_first_where_asked():
+    """With sizes, a limit takes the smallest member of each cluster, and the smallest clusters first."""
+    sizes = {entry: 1000 - n for n, entry in enumerate(sorted(e for ids in MIRROR_LIKE.values() for e in ids))}
+    chosen = plan(MIRROR_LIKE, fractions={"train": 1.0}, size_of=sizes, limit=5).chosen()
+    assert sorted(sizes[entry] for entry in chosen) == sorted(sizes.values())[:5]
+
+
+def test_lost_entries_are_replaced_by_the_next_of_their_split():
+    """Whoever cannot be used makes room for others of the same split's clusters; nobody else moves."""
+    ready = plan(MIRROR_LIKE, counts=PAPER, draw="even", seed=1)
+    first = ready.chosen()
+    lost = {entry for n, entry in enumerate(first) if n % 9 == 0}
+    second = ready.chosen(lost)
+    assert Counter(second.values()) == PAPER and not lost & set(second)
+    assert set(first) - lost <= set(second)
+    for ids in MIRROR_LIKE.values():
+        assert len({second[entry] for entry in ids if entry in second}) <= 1
+    everything = plan(family([3, 2]), fractions={"train": 1.0})
+    assert set(everything.chosen({"c000m000"})) == {"c000m001", "c000m002", "c001m000", "c001m001"}
 
 
 @pytest.mark.parametrize(
