@@ -32,6 +32,7 @@ from data_pipeline.split import Plan, check_leakage
 from data_pipeline.split import plan as plan_split
 from data_pipeline.stages import label_entry, prepare_entry, relax_entry, sample_entry
 from data_pipeline.systems import force_field, single_thread_platform
+from data_pipeline.tasks import Tasks
 from data_pipeline.versions import versions
 
 log = logging.getLogger("data_pipeline")
@@ -158,12 +159,13 @@ class _Run:
         plan = self._plan(clusters, selection)
         self._took("cluster, split", started)
 
+        tasks = Tasks(self.config, self.folder, self.versions)
         lost: set[str] = set()
         while True:  # whoever cannot be prepared is replaced, as long as the split's clusters have others
             splits = self._split(plan, selection, lost)
             chosen = selection.keep(set(splits))
-            prepared = self._prepare(chosen)
-            relaxed = self._relax(prepared)
+            prepared = self._stage("prepare", prepare_entry, tasks.prepare(chosen), chosen)
+            relaxed = self._stage("relax", relax_entry, tasks.relax(prepared), chosen)
             missing = set(splits) - set(relaxed)
             if not missing:
                 break
@@ -176,8 +178,10 @@ class _Run:
 
         datasets: dict[str, Any] = {}
         for protocol in self.config.sample.protocols:
-            frames = self._sample(protocol, prepared, relaxed)
-            labelled = self._label(protocol, prepared, frames)
+            to_sample = tasks.sample(protocol, prepared, relaxed)
+            frames = self._stage(f"sample {protocol}", sample_entry, to_sample, selection)
+            to_label = tasks.label(protocol, prepared, frames)
+            labelled = self._stage(f"label {protocol}", label_entry, to_label, selection)
             self._need(labelled, "labelled")
             started = time.monotonic()
             path = self._pack(protocol, labelled, selection, clusters, splits)
@@ -243,72 +247,7 @@ class _Run:
         write_json(self.folder / "split.json", splits)
         return splits
 
-    def _prepare(self, selection: Selection) -> dict[str, Record]:
-        settings = {**self.config.prepare.values(), "force_field_files": self.config.sampling_force_field}
-        tasks = []
-        for entry in selection.kept:
-            seed = entry_seed(self.config.seed, entry)
-            key = self._key("prepare", {**settings, "seed": seed}, selection.sha256[entry])
-            arguments = {"path": str(selection.paths[entry]), "settings": settings, "seed": seed}
-            tasks.append(Task(entry, "prepare", key, f"prepared/{entry}.cif", str(self.folder), arguments))
-        return self._stage("prepare", prepare_entry, tasks)
-
-    def _relax(self, prepared: dict[str, Record]) -> dict[str, Record]:
-        settings = {"tolerance": self.config.sample.relax_tolerance, **self._moving()}
-        tasks = []
-        for entry, record in prepared.items():
-            key = self._key("relax", settings, record.output_sha256)
-            arguments = {"prepared": str(self.folder / record.output), "settings": settings}
-            tasks.append(Task(entry, "relax", key, f"relaxed/{entry}.npz", str(self.folder), arguments))
-        return self._stage("relax", relax_entry, tasks)
-
-    def _sample(self, protocol: str, prepared: dict[str, Record], relaxed: dict[str, Record]) -> dict[str, Record]:
-        settings = {**self.config.sample.of(protocol), **self._moving()}
-        tasks = []
-        for entry, record in relaxed.items():
-            seeds = {"seed": entry_seed(self.config.seed, entry)} if protocol == "thermal" else {}
-            key = self._key("sample", {"protocol": protocol, **settings, **seeds}, record.output_sha256)
-            arguments = {
-                "prepared": str(self.folder / prepared[entry].output),
-                "relaxed": str(self.folder / record.output),
-                "protocol": protocol,
-                "settings": settings,
-                **seeds,
-            }
-            output = f"{protocol}/frames/{entry}.npz"
-            tasks.append(Task(entry, f"sample {protocol}", key, output, str(self.folder), arguments))
-        return self._stage(f"sample {protocol}", sample_entry, tasks)
-
-    def _moving(self) -> dict[str, Any]:
-        """Return what relaxation and both protocols move atoms with."""
-        return {
-            "cutoff": self.config.sample.cutoff,
-            "force_field_files": self.config.sampling_force_field,
-            "platform": self.config.platform,
-        }
-
-    def _label(self, protocol: str, prepared: dict[str, Record], frames: dict[str, Record]) -> dict[str, Record]:
-        values = self.config.label.values()
-        files = {f"{key}_files": values.pop(key) for key in ("force_field", "mm_force_field")}
-        settings = {**files, **values, "platform": self.config.platform}
-        # A user's own file may change under the same name; those of OpenMM change with its version.
-        own = [sha256(Path(file)) for names in files.values() for file in names if Path(file).is_absolute()]
-        tasks = []
-        for entry, record in frames.items():
-            seed = entry_seed(self.config.seed, entry)
-            inputs = [prepared[entry].output_sha256, record.output_sha256, *own]
-            key = self._key("label", {**settings, "seed": seed}, *inputs)
-            arguments = {
-                "prepared": str(self.folder / prepared[entry].output),
-                "frames": str(self.folder / record.output),
-                "settings": settings,
-                "seed": seed,
-            }
-            output = f"{protocol}/labelled/{entry}.npz"
-            tasks.append(Task(entry, f"label {protocol}", key, output, str(self.folder), arguments))
-        return self._stage(f"label {protocol}", label_entry, tasks)
-
-    def _stage(self, name: str, function: Any, tasks: list[Task]) -> dict[str, Record]:
+    def _stage(self, name: str, function: Any, tasks: list[Task], selection: Selection) -> dict[str, Record]:
         started = time.monotonic()
         finished = {
             task.entry: record
@@ -316,6 +255,8 @@ class _Run:
             if (record := self.ledger.finished(task.entry, name, task.key, retry_failed=self.retry_failed))
         }
         todo = [task for task in tasks if task.entry not in finished]
+        # The largest first: at the end no worker waits long for the others.
+        todo.sort(key=lambda task: -selection.kept[task.entry].n_residues)
         self.progress.begin(name, len(tasks), len(finished))
         results = dict(finished)
         self.records += finished.values()
@@ -411,12 +352,9 @@ class _Run:
             log.info("done: %d entries in %s", made["datasheet"]["splits"]["all"]["entries"], made["dataset"])
         return summary
 
-    def _key(self, stage: str, settings: dict[str, Any], *inputs: str) -> str:
-        makers = {name: self.versions[name] for name in ("data-pipeline", "openmm", "pdbfixer")}
-        return stage_key(stage, {**settings, "made with": makers}, *inputs)
-
     def _record(self, record: Record) -> None:
-        self.ledger.add(record)
+        if record.stage != "select" or self.ledger.last(record.entry, record.stage) != record:
+            self.ledger.add(record)
         self.records.append(record)
         self.progress.advance(record)
         level = logging.INFO if record.status == OK else logging.WARNING
