@@ -193,12 +193,12 @@ def describe(path: str | Path, summary: Mapping[str, Any] | None = None) -> dict
         "distributions": tally.distributions(),
         "composition": tally.composition(),
         "losses": None if summary is None else _losses(summary, attributes["content_sha256"]),
-        "limits": limits(config, attributes["protocol"]),
+        "limits": limits(config, attributes["protocol"], attributes["force_field"]),
         "entries": tally.entries,
     }
 
 
-def limits(config: Mapping[str, Any], protocol: str) -> list[str]:
+def limits(config: Mapping[str, Any], protocol: str, force_field: str) -> list[str]:
     """Return what the data do not hold, in sentences.
 
     Parameters
@@ -207,12 +207,12 @@ def limits(config: Mapping[str, Any], protocol: str) -> list[str]:
         The resolved configuration, as the file holds it.
     protocol
         ``thermal`` or ``minimized``.
+    force_field
+        What gave the labels, as the file's attribute.
     """
-    prepare, sample, label = (_section(config, name) for name in ("prepare", "sample", "label"))
-    named = label.get("force_field") or ["the force field"]
-    force_field = named if isinstance(named, str) else ", ".join(map(str, named))
+    prepare, sample = _section(config, "prepare"), _section(config, "sample")
     told = [
-        f"Labels are forces of {force_field}: a model that reproduces them is as good as that, not better.",
+        f"Labels are forces of {force_field.replace(',', ', ')}: a model that reproduces them is as good as that, not better.",
         "Proteins are what crystallises; some families have many entries in the Protein Data Bank. Clusters keep alike "
         "sequences in one split and say nothing of alike folds.",
         f"Residues are protonated by the pH{_given(prepare.get('ph'))} and their own standard pKa; their neighbours, "

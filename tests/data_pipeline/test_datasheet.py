@@ -297,11 +297,10 @@ def test_temperatures_by_thermostat(dataset: Path, tmp_path: Path, monkeypatch: 
 
 def test_limits_follow_the_settings() -> None:
     """What the data do not hold depends on how they were made, and is told for a bare configuration too."""
-    told = " ".join(
-        limits({"prepare": {"keep_water": True, "ph": 5.5}, "label": {"force_field": ["x.xml"]}}, "thermal")
-    )
-    assert "pH of 5.5" in told and "x.xml" in told and "set anew" not in told and "minimised" not in told
-    told = " ".join(limits({}, "minimized"))
+    config = {"prepare": {"keep_water": True, "ph": 5.5}}
+    told = " ".join(limits(config, "thermal", "x.xml,y.xml"))
+    assert "pH of 5.5" in told and "x.xml, y.xml" in told and "set anew" not in told and "minimised" not in told
+    told = " ".join(limits({}, "minimized", "x.xml"))
     assert "minimised structure" in told and "set anew" in told
 
 
