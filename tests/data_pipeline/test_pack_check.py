@@ -137,7 +137,7 @@ def peak():  # kB; of this program, where getrusage counts what its parent held 
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 
 values = dict.fromkeys(("protocol", "force_field", "config", "versions"), "{}")
-pack([next(entries())], sys.argv[1], values, compression="lzf")  # what the library takes once
+pack([next(entries())], sys.argv[1] + ".first", values, compression="lzf")  # what the library takes once
 before = peak()
 given = list(entries()) if sys.argv[2] == "list" else entries()
 pack(given, sys.argv[1], values, compression="lzf")
@@ -153,6 +153,24 @@ def test_packing_streams(tmp_path: Path) -> None:
         done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
         grown[kind] = float(done.stdout)
     assert grown["stream"] < 30 < 50 < grown["list"], grown  # MB; 18 and 71 as measured
+
+
+def test_killed_pack_leaves_no_dataset(tmp_path: Path) -> None:
+    """Killed while it writes, a pack leaves no dataset.h5 and does no harm to the one that was there."""
+    path = tmp_path / "much.h5"
+    for before in (None, b"the former one"):
+        if before is not None:
+            path.write_bytes(before)
+        packing = subprocess.Popen(
+            [sys.executable, "-c", PACK_MUCH, str(path), "stream"], cwd=Path(__file__).parents[2]
+        )
+        while not (begun := [p for p in tmp_path.glob(".*.tmp") if p.stat().st_size > 10_000_000]):
+            assert packing.poll() is None, "packed before it could be killed"
+            time.sleep(0.005)
+        packing.kill()
+        packing.wait()
+        assert (path.read_bytes() == before) if before is not None else not path.exists()
+        begun[0].unlink()
 
 
 def test_hash_covers_content_and_not_storage(tmp_path: Path) -> None:
