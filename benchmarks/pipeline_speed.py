@@ -7,7 +7,8 @@
 A run in one process is sampled: every 2 ms, or when a call into native code returns, the time since the last look goes
 to the outermost of OpenMM and PDBFixer on the stack, or to the innermost function of ours where neither is there.
 With --scaling the same entries are made by one and by two workers of one thread, in turn; beside it stands what two
-processes that share nothing reach, which is all that the machine has to give.
+processes that share nothing reach, which is all that the machine has to give. Give it eight entries or more: at the end
+of a stage one worker waits for the other.
 """
 
 from __future__ import annotations
