@@ -87,6 +87,17 @@ class Sampler:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, self._before)
 
+    def enter(self, stage: str) -> None:
+        """Begin a stage; what has passed since the last look belongs to the one before.
+
+        Parameters
+        ----------
+        stage
+            Its name.
+        """
+        self._look(0, sys._getframe())
+        self.stage = stage
+
     def _look(self, signum: int, frame: FrameType | None) -> None:
         now = time.perf_counter()
         elapsed, self._last = now - self._last, now
@@ -132,7 +143,7 @@ class Stages:
 
     def begin(self, stage: str, total: int, reused: int) -> None:
         """Take note of a stage's name; forget the memory that was used before."""
-        self.sampler.stage = stage
+        self.sampler.enter(stage)
         Path("/proc/self/clear_refs").write_text("5")  # man 5 proc: resets VmHWM
 
     def advance(self, record: Record) -> None:
@@ -140,7 +151,8 @@ class Stages:
 
     def end(self) -> None:
         """Take the peak of resident memory in MB; ru_maxrss would hold the parent's, too."""
-        stage, self.sampler.stage = self.sampler.stage, ""
+        stage = self.sampler.stage
+        self.sampler.enter("")
         status = Path("/proc/self/status").read_text()
         peak = int(status.split("VmHWM:")[1].split()[0]) / 1e3
         self.peak[stage] = max(peak, self.peak.get(stage, 0.0))

@@ -63,18 +63,20 @@ def test_sampler_finds_the_time_inside(speed: ModuleType) -> None:
                 ("own", lambda: busy(0.3)),
                 ("short", lambda: [context.getState(positions=True) for _ in range(3000)]),
             ):
-                sampler.stage = kind
+                sampler.enter(kind)
                 started = time.perf_counter()
                 work()
                 watch[kind] += time.perf_counter() - started
+        sampler.enter("")
     for kind in ("long", "short"):
-        assert watch[kind] > 0.05
-        assert sampler.inside[kind, "openmm"] == pytest.approx(watch[kind], rel=0.1, abs=0.02), kind
+        assert watch[kind] > 0.1
+        assert sampler.inside[kind, "openmm"] == pytest.approx(watch[kind], rel=0.1, abs=0.05), kind
         assert ("own", "openmm") not in sampler.inside
-    assert sum(s for (kind, _), s in sampler.elsewhere.items() if kind == "own") == pytest.approx(watch["own"], rel=0.1)
+    own = sum(seconds for (kind, _), seconds in sampler.elsewhere.items() if kind == "own")
+    assert own == pytest.approx(watch["own"], rel=0.1, abs=0.05)
 
 
-def test_sampler_counts_calls_from_pdbfixer_as_its_own(speed: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampler_counts_calls_from_pdbfixer_as_its_own(speed: ModuleType) -> None:
     """Where PDBFixer calls OpenMM the time is PDBFixer's, whom our code called; our function is named elsewhere."""
     import data_pipeline
 
@@ -84,7 +86,7 @@ def test_sampler_counts_calls_from_pdbfixer_as_its_own(speed: ModuleType, monkey
         space: dict[str, Any] = {}
         exec(compile(source, file, "exec"), space)
         with speed.Sampler() as sampler:
-            sampler.stage = "s"
+            sampler.enter("s")
             space["ours"](lambda: busy(0.1))
         if stage == "inside":
             assert sampler.inside["s", "pdbfixer"] > 0.08
