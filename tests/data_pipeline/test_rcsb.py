@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -447,7 +448,7 @@ source:
   requests_per_second: 20
   contact: tests@example.org
 select: {select}
-split: {{method: python, train: 0.5, validation: 0, test: 0.5}}
+split: {{method: rcsb, cluster_file: {url}/download/clusters-by-entity-30.txt, train: 0.5, validation: 0, test: 0.5}}
 prepare: {{padding: 0.7}}
 sample: {{n_frames: 1, equilibration: 0.008, interval: 0.008, flexible_time: 0.002, relax_tolerance: 1000}}
 workers: 1
@@ -458,14 +459,15 @@ workers: 1
 def crambins(mirror: Path) -> Iterator[Archive]:
     """Two entries of the bundled mirror, and a third that the search names and nobody has."""
     files = {f"{name}.cif.gz": (mirror / f"{name.lower()}.cif.gz").read_bytes() for name in ("1CRN", "1FAS")}
+    files["clusters-by-entity-30.txt"] = b"1FAS_1 AF_AFP12345F1_1\n1CRN_1\n"
     with serve(Archive({name: dict(GOOD) for name in ("1CRN", "1FAS", "9XXX")}, files)) as server:
         server.troubles["/search"] = [Reply(500)]
-        server.troubles["/download/1CRN.cif.gz"] = [Reply(429), DAMAGED["a web page"]]
+        server.troubles["/download/1CRN.cif.gz"] = [DAMAGED["a web page"]]
         yield server
 
 
 def test_a_whole_run_from_rcsb(crambins: Archive, tmp_path: Path) -> None:
-    """Search, downloads with troubles, and every stage end in a good dataset; a second run asks nothing."""
+    """Search, clusters, downloads and every stage end in a good dataset; what is kept is not asked again."""
     path = tmp_path / "live.yaml"
     path.write_text(CONFIG.format(url=crambins.url, select="{}"))
     summary = run(load_config(path), tmp_path / "run")
@@ -473,10 +475,12 @@ def test_a_whole_run_from_rcsb(crambins: Archive, tmp_path: Path) -> None:
     assert report.ok, report.problems
     assert sum(report.entries.values()) == 2
     assert {r["entry"]: r["class"] for r in summary["rejections"]} == {"9xxx": "not_found"}
+    assert summary["cluster_method"].startswith("rcsb clusters-by-entity-30.txt of ")
+    assert "holds 2 of 2 entries" in summary["cluster_method"] and "30% identity" in report.leakage
+    assert (tmp_path / "cache" / "clusters-by-entity-30.txt").is_file()
     assert summary["source"].startswith("RCSB") and "3 entries found on" in summary["source"]
     asked = len(crambins.requests)
     again = run(load_config(path), tmp_path / "run")
-    # What could not be had is tried again.
     assert [path for _, path, _, _ in crambins.requests[asked:]] == ["/download/9XXX.cif.gz"]
     assert [m["datasheet"] for m in again["datasets"].values()] == [
         m["datasheet"] for m in summary["datasets"].values()
@@ -497,6 +501,16 @@ def test_a_list_of_ids_needs_no_search(crambins: Archive, tmp_path: Path) -> Non
     assert list(selection.kept) == ["1crn"] and selection.n_seen == 2
     assert [(r.entry, r.error_class) for r in records if r.status != "ok"] == [("9xxx", "not_found")]
     assert crambins.asked("/search") == 0 and "as listed" in live.describe()
+
+
+def test_documented_settings_load(tmp_path: Path) -> None:
+    """Every example of docs/sources.md is a valid configuration."""
+    text = (Path(__file__).parents[2] / "docs" / "sources.md").read_text()
+    blocks = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 4
+    for block in blocks:
+        (tmp_path / "example.yaml").write_text(block)
+        load_config(tmp_path / "example.yaml")
 
 
 @pytest.mark.parametrize(
