@@ -15,7 +15,7 @@ from data_pipeline.cluster import cluster_by_file
 from data_pipeline.config import SplitConfig, load_config
 from data_pipeline.errors import ConfigError
 from data_pipeline.facts import inspect
-from data_pipeline.run import run
+from data_pipeline.run import Silent, run
 from data_pipeline.sources.clusters import ClusterFile, clusters_url, open_clusters
 from data_pipeline.sources.http import Client, FetchError
 from data_pipeline.split import check_leakage, split
@@ -190,20 +190,24 @@ workers: 1
 """
 
 
-def test_a_run_records_rcsbs_clusters(mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class _UntilPrepare(Silent):
+    """Interrupts a run when preparation begins."""
+
+    def begin(self, stage: str, total: int, reused: int) -> None:
+        """Interrupt."""
+        if stage == "prepare":
+            raise KeyboardInterrupt
+
+
+def test_a_run_records_rcsbs_clusters(mirror: Path, tmp_path: Path) -> None:
     """Strangers that the file puts together stay together through the split; file and hash are recorded."""
-    monkeypatch.setattr("data_pipeline.run._Run._prepare", lambda *arguments: _stop())
     (tmp_path / "clusters.txt").write_text("1AJJ_1 4XYZ_1 2OVO_1\n1CRN_1\n")
     (tmp_path / "clustered.yaml").write_text(CONFIG.format(mirror=mirror))
     with pytest.raises(KeyboardInterrupt):
-        run(load_config(tmp_path / "clustered.yaml"), tmp_path / "run")
+        run(load_config(tmp_path / "clustered.yaml"), tmp_path / "run", progress=_UntilPrepare())
     clusters = json.loads((tmp_path / "run" / "clusters.json").read_text())
     assert clusters["clusters"] == {"1ajj": ["1ajj", "2ovo"], "1crn": ["1crn"]}
     assert (clusters["method"], clusters["identity"]) == ("rcsb", 0.3)
     assert clusters["version"].startswith("clusters.txt, sha256 ")
     splits = json.loads((tmp_path / "run" / "split.json").read_text())
     assert splits["1ajj"] == splits["2ovo"] != splits["1crn"]
-
-
-def _stop() -> None:
-    raise KeyboardInterrupt
