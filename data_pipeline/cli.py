@@ -22,7 +22,10 @@ from data_pipeline.datasheet import datasheet, find_summary, read_summary, write
 from data_pipeline.errors import PipelineError
 from data_pipeline.progress import show_progress
 from data_pipeline.run import run as run_pipeline
+from data_pipeline.run import write_json
 from data_pipeline.schema import SPLITS, SchemaError
+from data_pipeline.sources import open_source
+from data_pipeline.survey import Comparison, Survey, compare, is_criterion, survey
 
 app = typer.Typer(
     help="From PDB entries to reference forces: select, cluster, split, prepare, sample, label, pack.",
@@ -99,6 +102,49 @@ def datasheet_command(
     else:
         console.print(_sheet_table(sheet))
         console.print(str(folder / "datasheet.html"), soft_wrap=True, highlight=False)
+
+
+@app.command("select")
+def select_command(
+    config: Annotated[Path, typer.Argument(help="A YAML file; only its parts source and select are read.")],
+    comparison: Annotated[
+        Path | None, typer.Option("--compare", help="A table with columns id, qualifies (yes or no), and reason.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the JSON there too.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print every verdict as JSON.")] = False,
+) -> None:
+    """Tell what the criteria keep of a source, without making anything. Exits with 1 when that is nothing."""
+    settings = load_config(config)
+    result = survey(open_source(settings.source.kind, settings.source.path), settings.select)
+    compared = compare(result, comparison) if comparison else None
+    report = {**result.as_json(), "comparison": asdict(compared) if compared else None}
+    if output is not None:
+        write_json(output, report)
+    if as_json:
+        print(json.dumps(report, indent=1))
+    else:
+        _print_survey(result, compared)
+    if not result.facts:
+        raise typer.Exit(1)
+
+
+def _print_survey(result: Survey, compared: Comparison | None) -> None:
+    table = Table(
+        "entries", "first reason", title=f"{len(result.verdicts)} entries seen", title_justify="left", box=SIMPLE
+    )
+    table.add_row(str(len(result.facts)), "kept")
+    for name, n in result.rejected().items():
+        table.add_row(str(n), f"rejected by {name}" if is_criterion(name) else f"file: {name}")
+    console.print(table)
+    if compared is None:
+        return
+    agreed = f"{compared.both_keep} kept by both, {compared.both_reject} rejected by both"
+    unknown = f"{len(compared.only_here)} ids only in the source, {len(compared.only_there)} only in the table"
+    console.print(f"{agreed}, {len(compared.differences)} differences; {unknown}")
+    for found in compared.differences:
+        ours = "kept here" if found.keep else f"rejected here by {found.criterion} ({found.reason})"
+        theirs = f"rejected there ({found.their_reason or 'no reason given'})" if found.keep else "qualifies there"
+        console.print(f"{found.entry}: {escape(ours)}, {escape(theirs)}", highlight=False, soft_wrap=True)
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
