@@ -1,7 +1,8 @@
 """Refuse a file that contradicts itself.
 
 An archive file tells its sequence more than once: what is declared (SEQRES, entity_poly_seq), what has coordinates,
-how many records there are (MASTER), the sequence in letters. Damage that leaves a readable file shows there.
+which residues and how many atoms there are (pdbx_poly_seq_scheme, MASTER), the sequence in letters. Damage that leaves
+a readable file shows there.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def check_counts(lines: tuple[str, ...]) -> None:
 
 
 def _check_count(what: str, told: str, fewest: int, most: int) -> None:
-    if not told.strip().isdigit() or not fewest <= int(told) <= most:
+    if not told.strip().isdecimal() or not fewest <= int(told) <= most:
         raise EntryError(
             "altered", f"{most} {what} instead of {told.strip()!r}, as the file says; take the entry from the archive."
         )
@@ -60,12 +61,14 @@ def _is_hydrogen(line: str) -> bool:
 
 
 def check_chains(structure: gemmi.Structure, declared: set[str]) -> None:
-    """Refuse amino acids in a chain that the header does not declare.
+    """Refuse amino acids that belong to no chain that the header declares.
+
+    Amino acids that are ligands are told by their record, HETATM.
 
     Parameters
     ----------
     structure
-        With its coordinates.
+        With its coordinates, entities and numbers along the declared sequences.
     declared
         The authors' names of the chains that the header declares.
 
@@ -75,12 +78,14 @@ def check_chains(structure: gemmi.Structure, declared: set[str]) -> None:
         Of kind ``sequence``.
     """
     for chain in structure[0]:
-        stray = [r for r in chain if r.het_flag == "A" and r.name in STANDARD]
-        if stray and chain.name not in declared:
-            raise EntryError(
-                "sequence",
-                f"chain {chain.name!r} has coordinates of {len(stray)} amino acids, but none is declared.",
-            )
+        for residue in chain:
+            if residue.het_flag != "A" or residue.name not in STANDARD:
+                continue
+            if residue.label_seq is None or chain.name not in declared:
+                raise EntryError(
+                    "sequence",
+                    f"{residue.name} {residue.seqid} of chain {chain.name!r} has coordinates, but is not declared.",
+                )
 
 
 def check_sequence(polymer: Iterable[gemmi.Residue], alternatives: list[str]) -> None:
@@ -98,18 +103,21 @@ def check_sequence(polymer: Iterable[gemmi.Residue], alternatives: list[str]) ->
     EntryError
         Of kind ``sequence``, naming the residue.
     """
-    found: dict[int, list[str]] = {}
+    found: dict[int, list[gemmi.Residue]] = {}
     last = 0
     for residue in polymer:
         position = residue.label_seq or 0
         where = f"residue {residue.name} {residue.seqid}"
         if not 1 <= position <= len(alternatives):
             raise EntryError("sequence", f"{where} has no place in the declared sequence.")
-        if position < last or residue.name in found.get(position, []):
+        if position < last or residue.name in [other.name for other in found.get(position, [])]:
             raise EntryError("sequence", f"{where} comes twice or out of order.")
-        found.setdefault(position, []).append(residue.name)
+        found.setdefault(position, []).append(residue)
         last = position
-    for position, names in found.items():
+    for position, residues in found.items():
+        names = [residue.name for residue in residues]
+        if len(names) > 1 and not all(_is_alternative(residue) for residue in residues):
+            raise EntryError("sequence", f"residue {position} of the chain is {' and '.join(names)} at the same place.")
         # One of them is enough: SEQRES names one residue where the crystal has a mixture of two.
         if not set(names) & set(alternatives[position - 1].split(",")):
             raise EntryError(
@@ -117,6 +125,11 @@ def check_sequence(polymer: Iterable[gemmi.Residue], alternatives: list[str]) ->
                 f"residue {position} of the chain is {' or '.join(names)} in the coordinates and "
                 f"{alternatives[position - 1]} in the declared sequence.",
             )
+
+
+def _is_alternative(residue: gemmi.Residue) -> bool:
+    """Tell whether a residue can be one of several at a place, and not an atom or two with a damaged name."""
+    return len(residue) > 2 and any(atom.has_altloc() for atom in residue)
 
 
 def check_one_letter(block: gemmi.cif.Block, structure: gemmi.Structure) -> None:
@@ -144,3 +157,40 @@ def check_one_letter(block: gemmi.cif.Block, structure: gemmi.Structure) -> None
             raise EntryError(
                 "sequence", f"entity {row.str(0)} has one sequence in letters and another one in residue names."
             )
+
+
+def check_scheme(block: gemmi.cif.Block) -> None:
+    """Compare the atoms of an mmCIF file with the archive's list of residues seen, and their numbers with 1, 2, 3, ...
+
+    Files without that list are not the archive's and pass.
+
+    Parameters
+    ----------
+    block
+        The file's block.
+
+    Raises
+    ------
+    EntryError
+        Of kind ``altered``, saying what is missing or too much.
+    """
+    scheme = block.find("_pdbx_poly_seq_scheme.", ["asym_id", "seq_id", "pdb_mon_id"])
+    if not scheme:
+        if block.find_values("_audit_conform.dict_name"):
+            raise EntryError("altered", "the list of residues is missing; take the entry from the archive.")
+        return
+    told = {(row[0], row[1]) for row in scheme if row[2] not in "?."}
+    atoms = block.find("_atom_site.", ["label_asym_id", "label_seq_id"])
+    found = {(row[0], row[1]) for row in atoms if row[1] not in "?."}
+    if told != found:
+        asym, number = min(told ^ found)
+        raise EntryError(
+            "altered",
+            f"residue {number} of chain {asym} is {'missing' if (asym, number) in told else 'too much'} in the "
+            f"coordinates, by the file's own list of residues, and {len(told ^ found) - 1} others; "
+            "take the entry from the archive.",
+        )
+    numbers = list(block.find_values("_atom_site.id"))
+    wrong = [(k, given) for k, given in enumerate(numbers, start=1) if given != str(k)]
+    if wrong:
+        raise EntryError("altered", f"atom {wrong[0][0]} is called {wrong[0][1]!r}; take the entry from the archive.")

@@ -9,7 +9,8 @@ from pathlib import Path
 import gemmi
 from pdbfixer.pdbfixer import substitutions
 
-from data_pipeline.consistent import STANDARD, check_chains, check_counts, check_one_letter, check_sequence
+from data_pipeline import consistent
+from data_pipeline.consistent import STANDARD
 from data_pipeline.errors import EntryError
 from data_pipeline.sources import normalise_id
 from data_pipeline.structure import Entry, read_entry
@@ -138,7 +139,7 @@ def inspect(path: Path | str) -> EntryFacts:
 
 def _facts(entry: Entry) -> EntryFacts:
     structure = entry.structure
-    check_counts(entry.lines)
+    consistent.check_counts(entry.lines)
     declared = _declared_chains(entry)
     chains = declared or _observed_chains(structure)
     kinds = [_kind(_first_names(names)) for _, names in chains]
@@ -152,10 +153,11 @@ def _facts(entry: Entry) -> EntryFacts:
     if chain_id and not polymer:
         raise EntryError("empty", f"chain {chain_id!r} is declared but has no coordinates.")
     if declared:
-        check_chains(structure, {chain for chain, _ in declared})
-        check_sequence(mixture or [], alternatives)
+        consistent.check_chains(structure, {chain for chain, _ in declared})
+        consistent.check_sequence(mixture or [], alternatives)
     if entry.block is not None:
-        check_one_letter(entry.block, structure)
+        consistent.check_one_letter(entry.block, structure)
+        consistent.check_scheme(entry.block)
     residues = {residue.label_seq or index: residue for index, residue in enumerate(polymer, 1)}
     gaps = [after - before - 1 for before, after in pairwise(sorted(residues))]
     return EntryFacts(

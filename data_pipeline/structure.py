@@ -32,6 +32,9 @@ _PDB_RECORDS = frozenset(
 )
 """The records of all versions of the format."""
 
+_PROSE = frozenset("TITLE CAVEAT COMPND SOURCE KEYWDS AUTHOR REVDAT JRNL REMARK HETSYN FTNOTE TVECT".split())
+"""Records of text in which old files have letters that are not ASCII; nothing is read from them by column."""
+
 _PDB_START = re.compile(rb"^(HEADER|ATOM  |HETATM|SEQRES|CRYST1|REMARK|TITLE )", re.MULTILINE)
 _CIF_BLOCK = re.compile(rb"\A(?:\s|#[^\n]*\n)*data_", re.IGNORECASE)
 _USUAL = re.compile(r"(?:(?= *-?\d+\.).{4}\.\d{3}){3}")
@@ -146,16 +149,18 @@ def _read_pdb(data: bytes, archived: bool) -> Entry:
     text = data.decode("latin-1")
     lines = tuple(line.rstrip("\r") for line in text.split("\n"))  # splitlines would also break at form feeds
     _check_lines(lines, archived)
-    return Entry(gemmi.read_pdb_string(text), None, lines)
+    return Entry(gemmi.read_pdb_string(data), None, lines)
 
 
 def _check_lines(lines: tuple[str, ...], archived: bool) -> None:
-    """Refuse what gemmi passes over: unknown records, coordinates that are not numbers, anything after END."""
+    """Refuse what gemmi passes over: unknown records, binary bytes, what is no coordinate, lines after END."""
     ended = False
     for number, line in enumerate(lines, start=1):
         record = line[:6].rstrip()
         if ended and record:
             raise ValueError(f"line {number} comes after END: {line[:60]!r}")
+        if "\0" in line or (record not in _PROSE and not (line.isascii() and line.isprintable())):
+            raise ValueError(f"line {number} has bytes that are no text: {line[:80]!r}")
         if record in ("ATOM", "HETATM"):
             usual = _USUAL.fullmatch(line[30:54])
             if not usual and not all(_NUMBER.fullmatch(line[k : k + 8]) for k in (30, 38, 46)):

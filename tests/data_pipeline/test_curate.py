@@ -10,6 +10,7 @@ from pathlib import Path
 import gemmi
 import pytest
 
+from data_pipeline.config import SelectConfig
 from data_pipeline.curate import CRITERIA, Criteria, judge
 from data_pipeline.errors import EntryError
 from data_pipeline.facts import EntryFacts, inspect
@@ -90,7 +91,57 @@ def test_residues_taken_out_of_the_chain_are_counted(tmp_path, format_name):
     else:
         structure.write_pdb(str(path))
     found = inspect(path)
-    assert (found.n_residues, found.n_observed, found.n_internal_missing) == (76, 73, 3)
+    assert (found.n_residues, found.n_observed, found.n_internal_missing, found.longest_gap) == (76, 73, 3, 3)
+
+
+def crambin_with(tmp_path: Path, *changes: tuple[str, str]) -> EntryFacts:
+    """Return the facts of crambin's PDB file after replacing every occurrence of some texts."""
+    text = gzip.decompress((DEMO / "1crn.pdb.gz").read_bytes()).decode()
+    for old, new in changes:
+        assert old in text and len(old) == len(new)
+        text = text.replace(old, new)
+    (tmp_path / "1crn.pdb").write_text(text)
+    return inspect(tmp_path / "1crn.pdb")
+
+
+def test_gaps_are_measured_one_by_one(tmp_path):
+    """Two gaps of two and one residues: three missing, the longest has two."""
+    structure = gemmi.read_structure(str(DEMO / "1ubq.cif.gz"))
+    for number in (50, 30, 29):
+        del structure[0]["A"][number]
+    structure.make_mmcif_document().write_file(str(tmp_path / "1ubq.cif"))
+    found = inspect(tmp_path / "1ubq.cif")
+    assert (found.n_internal_missing, found.longest_gap, found.fraction_observed) == (3, 2, 73 / 76)
+
+
+def test_disulfides_date_and_r_free_are_read():
+    """As the headers say: SSBOND and struct_conn, HEADER's date, REMARK 3."""
+    assert [facts(entry).n_disulfides for entry in ("1crn", "1ajj", "1fas", "1a8o", "1ubq")] == [3, 3, 4, 1, 0]
+    assert (facts("1crn").deposited, facts("1crn").r_free) == ("1981-04-30", None)
+    assert (facts("1a8o").deposited, facts("1a8o").r_free) == ("1998-03-27", 0.253)
+
+
+def test_insertion_codes_are_counted(tmp_path):
+    """Residues 22 and 23 renumbered to 21A and 21B, as old numbering does."""
+    assert facts("1crn").n_insertion_codes == 0
+    found = crambin_with(tmp_path, ("PRO A  22 ", "PRO A  21A"), ("GLU A  23 ", "GLU A  21B"))
+    assert (found.n_insertion_codes, found.n_observed) == (2, 46)
+
+
+def test_modified_residues_are_repaired_where_a_parent_is_known(tmp_path):
+    """A name that PDBFixer does not know can be repaired only if MODRES names its parent, or where it is cut off."""
+    text = gzip.decompress((DEMO / "1crn.pdb.gz").read_bytes()).decode()
+    line = next(line for line in text.split("\n") if line.startswith("SEQRES   2"))
+    unknown = crambin_with(tmp_path, ("LEU A  18", "M3L A  18"), (line, line.replace("LEU", "M3L", 1)))
+    assert (unknown.modified, unknown.irreparable) == (("M3L",), ("M3L",))
+    verdict = judge(unknown)
+    assert verdict.criterion == "modified" and "M3L; no standard parent" in verdict.reason
+    path = tmp_path / "1crn.pdb"
+    path.write_text(path.read_text().replace("\nHELIX ", "\nMODRES 1CRN M3L A   18  LYS  TRIMETHYLLYSINE\nHELIX ", 1))
+    known = inspect(path)
+    assert (known.modified, known.irreparable) == (("M3L",), ())
+    assert judge(known).keep
+    assert not judge(known, Criteria(modified="reject")).keep
 
 
 def test_every_bundled_entry_is_judged_as_its_readme_says():
@@ -134,6 +185,7 @@ def test_just_within_every_limit_is_kept():
         ({"n_models": 2}, "one_model", "2 models", "at most 1"),
         ({"ca_only": True}, "all_atoms", "Cα atoms only", "side chains"),
         ({"obsolete": True}, "current", "withdrawn", "current entries"),
+        ({"modified": ("M3L",), "irreparable": ("M3L",)}, "modified", "M3L", "no standard parent"),
     ],
 )
 def test_one_step_over_a_limit_is_rejected_by_that_criterion_alone(change, criterion, found, allowed):
@@ -143,6 +195,61 @@ def test_one_step_over_a_limit_is_rejected_by_that_criterion_alone(change, crite
     assert verdict.criterion == criterion
     assert found in verdict.reason and allowed in verdict.reason
     assert "; and " not in verdict.reason
+
+
+RICH = dataclasses.replace(
+    GOOD,
+    n_observed=150,
+    n_internal_missing=7,
+    longest_gap=4,
+    modified=("CSO", "MSE"),
+    ligands=("CA", "SO4"),
+    n_altloc=3,
+    n_insertion_codes=2,
+    n_disulfides=1,
+)
+"""What the paper's criteria do not ask about."""
+
+
+@pytest.mark.parametrize(
+    ("within", "over", "criterion", "words"),
+    [
+        ({"max_internal_missing": 7}, {"max_internal_missing": 6}, "internal_missing", ("7 residues", "at most 6")),
+        ({"max_gap": 4}, {"max_gap": 3}, "gap", ("gap of 4", "at most 3")),
+        ({"min_observed": 150 / 199}, {"min_observed": 0.76}, "observed", ("150 of 199", "at least 0.76")),
+        (
+            {"modified": "repair"},
+            {"modified": "reject"},
+            "modified",
+            ("CSO, MSE (selenomethionine)", "only the twenty"),
+        ),
+        ({"ligands": "keep"}, {"ligands": "reject"}, "ligands", ("CA, SO4", "allowed: none")),
+        ({"ligands": ("SO4", "CA")}, {"ligands": ("CA",)}, "ligands", ("ligands SO4;", "allowed: CA")),
+        ({"disulfides": "required"}, {"disulfides": "none"}, "disulfides", ("1 disulfide", "none is allowed")),
+        ({"altlocs": "keep"}, {"altlocs": "reject"}, "altlocs", ("3 residues", "none is allowed")),
+        ({"insertion_codes": "keep"}, {"insertion_codes": "reject"}, "insertion_codes", ("2 residues", "none is")),
+    ],
+)
+def test_further_criteria_are_off_unless_asked_for(within, over, criterion, words):
+    """The defaults keep the entry; each criterion keeps it at its limit and rejects it one step over, by name."""
+    assert judge(RICH).keep and judge(RICH, Criteria(**within)).keep
+    verdict = judge(RICH, Criteria(**over))
+    assert verdict.criterion == criterion
+    assert all(word in verdict.reason for word in words) and "; and " not in verdict.reason
+    assert SelectConfig(**{k: list(v) if isinstance(v, tuple) else v for k, v in over.items()}).criteria() == Criteria(
+        **over
+    )
+
+
+def test_required_disulfides_are_missed():
+    """The other side of the criterion."""
+    verdict = judge(GOOD, Criteria(disulfides="required"))
+    assert (verdict.criterion, verdict.reason) == ("disulfides", "no disulfide bond; at least one is required")
+
+
+def test_names_of_ligands_are_read_in_any_case():
+    """A list in the configuration may be written in small letters."""
+    assert SelectConfig(ligands=["so4", "Ca"]).criteria().ligands == ("SO4", "CA")
 
 
 def test_limits_are_data():
@@ -195,6 +302,43 @@ def test_a_bad_file_is_an_error_of_its_kind(tmp_path, content, kind):
     path = tmp_path / "1abc.pdb"
     path.write_bytes(content)
     with pytest.raises(EntryError, match=r"1abc\.pdb") as caught:
+        inspect(path)
+    assert caught.value.kind == kind
+
+
+def _edited(old: bytes, new: bytes, data: bytes = WHOLE_PDB) -> bytes:
+    assert old in data
+    return data.replace(old, new, 1)
+
+
+ATOM_5 = next(line for line in WHOLE_PDB.split(b"\n") if line.startswith(b"ATOM      5 "))
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "words"),
+    [
+        (
+            _edited(ATOM_5, ATOM_5[:30] + b"   nan  " + ATOM_5[38:]),
+            "unreadable",
+            "no three coordinates",
+        ),
+        (_edited(ATOM_5, ATOM_5[:30] + b" 500.000" + ATOM_5[38:]), "coordinates", "Å apart"),
+        (_edited(ATOM_5, ATOM_5 + b"\n" + ATOM_5), "duplicate", "only"),
+        (_edited(ATOM_5, b"QTOM  " + ATOM_5[6:]), "unreadable", "no known record"),
+        (_edited(ATOM_5 + b"\n", b""), "altered", "as the file says"),
+        (_edited(b" MET THR TYR", b" MET TYR TYR"), "sequence", "THR in the coordinates and TYR in the declared"),
+        (_edited(ATOM_5, ATOM_5[:21] + b"B" + ATOM_5[22:]), "sequence", "is not declared"),
+        (WHOLE_PDB + WHOLE_PDB, "unreadable", "after END"),
+        (_edited(b"MQIFVKTLTGK", b"MQIFVKTLTGR", WHOLE_CIF), "sequence", "in letters"),
+        (WHOLE_CIF.replace(b"_pdbx_poly_seq_scheme", b"_something_else"), "altered", "list of residues"),
+        (WHOLE_CIF + WHOLE_CIF.replace(b"data_1UBQ", b"data_1UBR"), "unreadable", "2 data blocks"),
+    ],
+)
+def test_a_file_that_contradicts_itself_is_refused(tmp_path, content, kind, words):
+    """What the parsers would take, and the file's own redundancy refutes, has its class and says what is wrong."""
+    path = tmp_path / "1abc.pdb"
+    path.write_bytes(content)
+    with pytest.raises(EntryError, match=words) as caught:
         inspect(path)
     assert caught.value.kind == kind
 

@@ -9,7 +9,7 @@ from openmm import unit
 
 from data_pipeline.errors import EntryError
 from data_pipeline.prepare import Prepared, check_geometry, prepare, read_prepared, repair, write_prepared
-from data_pipeline.systems import build_system, protein_mask
+from data_pipeline.systems import DEFAULT_FORCE_FIELD, build_system, force_field, protein_mask
 
 
 def _bonds(topology) -> set[frozenset[int]]:
@@ -36,6 +36,16 @@ def test_written_system_reads_back_with_every_bond(mirror: Path, tmp_path: Path)
     np.testing.assert_allclose(read.positions, positions, atol=1e-5)
     sulphur = [{int(a.residue.id), int(b.residue.id)} for a, b in read.topology.bonds() if a.name == b.name == "SG"]
     assert sorted(sulphur, key=min) == [{3, 40}, {4, 32}, {16, 26}], "as in the entry's SSBOND records"
+
+
+def test_disulfides_are_kept(crambin: Prepared) -> None:
+    """After solvation crambin's three disulfides are bonds, no such cysteine has HG, and the force field sees CYX."""
+    bonds = [(a, b) for a, b in crambin.topology.bonds() if a.name == b.name == "SG"]
+    assert sorted(sorted(int(end.residue.id) for end in bond) for bond in bonds) == [[3, 40], [4, 32], [16, 26]]
+    cysteines = {end.residue for bond in bonds for end in bond}
+    assert not any(atom.name == "HG" for residue in cysteines for atom in residue.atoms())
+    templates = force_field(DEFAULT_FORCE_FIELD).getMatchingTemplates(crambin.topology)
+    assert {templates[residue.index].name for residue in cysteines} == {"CYX"}
 
 
 def test_system_is_whole_neutral_and_periodic(crambin: Prepared) -> None:
