@@ -26,7 +26,7 @@ import pytest
 from damage import DAMAGES, Damaged, Sound, damage, read_sound, residues
 
 from data_pipeline.curate import CRITERIA, judge
-from data_pipeline.engine import Task, map_stage
+from data_pipeline.engine import Limits, Local, Task
 from data_pipeline.errors import EntryError
 from data_pipeline.facts import EntryFacts, inspect
 from data_pipeline.ledger import OK, REJECTED, Ledger
@@ -244,18 +244,17 @@ def test_engine_records_each_damaged_file(sound: list[Sound], tmp_path: Path) ->
         tasks.append((f"{number}bad", path))
     tasks.insert(3, ("1crn", crambin.path))
     settings = {"padding": 0.2, "box_shape": "dodecahedron"}
-    ledger = Ledger(tmp_path / "run" / "ledger.jsonl")
-    for record in map_stage(
-        prepare_entry,
-        [
-            Task(entry, "prepare", "key", f"prepared/{entry}.cif", str(tmp_path / "run"), arguments)
-            for entry, path in tasks
-            for arguments in [{"path": str(path), "settings": settings, "seed": 1}]
-        ],
-    ):
-        ledger.add(record)
+    run = tmp_path / "run"
+    todo = [
+        Task(entry, "prepare", "key", f"{entry}.cif", str(run), {"path": str(path), "settings": settings, "seed": 1})
+        for entry, path in tasks
+    ]
+    ledger = Ledger(run / "ledger.jsonl")
+    with Local(1, Limits(timeout=60)) as engine:
+        for record in engine.map(prepare_entry, todo):
+            ledger.add(record)
     ledger.close()
-    records = {record.entry: record for record in Ledger(tmp_path / "run" / "ledger.jsonl")}
+    records = {record.entry: record for record in Ledger(run / "ledger.jsonl")}
     assert len(records) == len(kinds) + 1
     assert records.pop("1crn").status == OK
     for record in records.values():
