@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import secrets
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -248,9 +249,8 @@ def _problem(shared: _Shared, patience: float = PATIENCE / 3) -> str:
     try:
         if shared.probe.read_text(encoding="utf-8") != shared.token:
             return f"{shared.probe} has another content there; {advice}"
-        mine = shared.probe.with_suffix(f".{socket.gethostname()}.{os.getpid()}.tmp")
-        mine.touch()
-        mine.unlink()
+        with tempfile.NamedTemporaryFile(dir=shared.folder, prefix=".", suffix=".tmp"):
+            pass
     except OSError as error:
         return f"it cannot read and write in the run folder {shared.folder} ({error}); {advice}"
     for path in shared.reads:

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,14 @@ def test_a_bad_entry_fails_alone_there_too(cluster: Any, tmp_path: Path) -> None
         records.sort(key=lambda record: record.entry)
     assert statuses(records) == [OK, "clash", "WorkerDied", "Timeout", OK]
     assert all(pid not in cluster_pids(cluster) for n in range(5) for pid in tried(tmp_path / "out" / f"{n}.txt"))
+
+
+def test_a_full_disk_stops_the_run_there_too(cluster: Any, tmp_path: Path) -> None:
+    """No space is no entry's fault: the run stops at once, and what was at work is let go."""
+    with engine(cluster, tmp_path) as dask, pytest.raises(PipelineError, match=r"cannot write .*1\.txt"):
+        list(dask.map(work, tasks(tmp_path, "sleep", "full", "a")))
+    (pid,) = tried(tmp_path / "out" / "0.txt")
+    _until(lambda: not alive(pid))
 
 
 @pytest.mark.parametrize("who", ["the process at work", "its Dask worker"])
@@ -180,6 +189,16 @@ def test_a_folder_that_is_not_shared(cluster: Any, tmp_path: Path) -> None:
     assert "cannot read and write in the run folder" in module._problem(replace(shared, folder="/nowhere"), 0.1)
     (tmp_path / "run" / shared.probe.name).write_text("another run's")
     assert "another content" in module._problem(shared, 0.1)
+
+
+def test_threads_of_a_worker_ask_at_once(tmp_path: Path) -> None:
+    """Threads that look at the same time whether the folder is shared do not disturb each other, and leave nothing."""
+    dask: Any = open_engine("tcp://127.0.0.1:1", 1, Limits(), tmp_path, [])
+    shared = dask._shared
+    shared.probe.write_text(shared.token)
+    with ThreadPoolExecutor(4) as threads:
+        assert set(threads.map(module._problem, [shared] * 400)) == {""}
+    assert list(tmp_path.iterdir()) == [shared.probe]
 
 
 @pytest.mark.slow
