@@ -386,6 +386,8 @@ def _check_machine(config: PipelineConfig) -> None:
 
 
 def _open_engine(config: PipelineConfig, folder: Path) -> Engine:
+    if config.source.kind != "mirror":  # what will be fetched must be in sight of a cluster's workers, too
+        Path(config.source.path).mkdir(parents=True, exist_ok=True)
     named = (
         config.source.path,
         *config.label.force_field,
