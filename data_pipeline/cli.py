@@ -115,7 +115,8 @@ def select_command(
 ) -> None:
     """Tell what the criteria keep of a source, without making anything. Exits with 1 when that is nothing."""
     settings = load_config(config)
-    result = survey(open_source(settings.source.kind, settings.source.path), settings.select)
+    options = settings.source.options(settings.select.criteria())
+    result = survey(open_source(settings.source.kind, settings.source.path, **options), settings.select)
     compared = compare(result, comparison) if comparison else None
     report = {**result.as_json(), "comparison": asdict(compared) if compared else None}
     if output is not None:
