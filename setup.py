@@ -14,7 +14,7 @@ LEARNING = [
 
 setup(
     name="forcefield-ml",
-    version="0.1.0",
+    version="0.2.0",
     description="Equivariant networks that predict forces directly, inside OpenMM",
     long_description=open("README.md", encoding="utf-8").read(),
     long_description_content_type="text/markdown",

@@ -14,4 +14,4 @@
 here imports torch or forcefield_ml.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

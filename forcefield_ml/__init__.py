@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from forcefield_ml.deploy.guards import check
     from forcefield_ml.deploy.model import DeployedModel, load
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["DeployedModel", "check", "load"]
 
 _HOMES = {
