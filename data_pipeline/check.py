@@ -1,4 +1,4 @@
-"""Verify a dataset.h5: schema, every array, the hash, and that no cluster or similar sequence spans two splits."""
+"""Verify a dataset.h5: schema, every array, hashes, config, split and leakage, and labels computed again if asked."""
 
 from __future__ import annotations
 
@@ -11,12 +11,18 @@ from typing import Any
 
 import h5py
 import numpy as np
+from pydantic import ValidationError
 
-from data_pipeline.errors import ConfigError
-from data_pipeline.pack import PackedEntry, digest_entry, entry_problems
+from data_pipeline.check_entry import entry_findings
+from data_pipeline.config import PipelineConfig, SplitConfig
+from data_pipeline.errors import ConfigError, PipelineError
+from data_pipeline.pack import PackedEntry, digest_entry, digest_header, entry_problems
+from data_pipeline.recompute import TOLERANCE, Recomputed, choose
+from data_pipeline.recompute import recompute as recompute_labels
 from data_pipeline.schema import (
     ENTRIES_GROUP,
     ENTRY_ATTRIBUTES,
+    ENTRY_FIELDS,
     FILE_ATTRIBUTES,
     SPLITS,
     SchemaError,
@@ -24,7 +30,7 @@ from data_pipeline.schema import (
 )
 from data_pipeline.similarity import choose_method
 from data_pipeline.split import check_leakage
-from data_pipeline.systems import PROTEIN_RESIDUES
+from data_pipeline.versions import versions
 
 
 @dataclass
@@ -45,6 +51,10 @@ class CheckReport:
         As computed from the content.
     leakage
         How leakage was looked for, or why it was not.
+    dropped_copies
+        Displaced copies that were left out, over all entries.
+    recomputed
+        What was labelled again.
     """
 
     path: str
@@ -55,14 +65,24 @@ class CheckReport:
     targets: int = 0
     content_sha256: str = ""
     leakage: str = ""
+    dropped_copies: int = 0
+    recomputed: list[Recomputed] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
         """True where nothing is wrong."""
         return not self.problems
 
+    @property
+    def worst(self) -> tuple[float, str]:
+        """Largest error of what was labelled again, and where it is."""
+        errors = [(error, f"{one.entry}, {name}") for one in self.recomputed for name, error in one.errors.items()]
+        return max(errors, default=(0.0, ""))
 
-def read_entries(file: h5py.File, wanted: Collection[str] | None = None) -> Iterator[PackedEntry]:
+
+def read_entries(
+    file: h5py.File, wanted: Collection[str] | None = None, only: Collection[str] | None = None
+) -> Iterator[PackedEntry]:
     """Yield the entries of an open dataset one by one, in order of name, with whatever fields they have.
 
     Parameters
@@ -71,6 +91,8 @@ def read_entries(file: h5py.File, wanted: Collection[str] | None = None) -> Iter
         From `open_dataset`.
     wanted
         Only these fields, of those that an entry has.
+    only
+        Only these entries.
 
     Raises
     ------
@@ -78,7 +100,7 @@ def read_entries(file: h5py.File, wanted: Collection[str] | None = None) -> Iter
         If an array cannot be read: a checksum fails, or a compression filter is missing.
     """
     entries = file[ENTRIES_GROUP]
-    for name in sorted(entries):
+    for name in sorted(entries if only is None else only):
         group = entries[name]
         try:
             fields = {key: group[key][()] for key in group if wanted is None or key in wanted}
@@ -90,7 +112,7 @@ def read_entries(file: h5py.File, wanted: Collection[str] | None = None) -> Iter
         yield PackedEntry(name, fields, {key: _plain(value) for key, value in attributes.items()})
 
 
-def check(path: str | Path, *, leakage: bool = True) -> CheckReport:
+def check(path: str | Path, *, leakage: bool = True, recompute: int = 0) -> CheckReport:
     """Verify a dataset, reading it once.
 
     Parameters
@@ -99,6 +121,8 @@ def check(path: str | Path, *, leakage: bool = True) -> CheckReport:
         A dataset.h5.
     leakage
         Whether sequences of different splits are compared again, by the method that clustered them.
+    recompute
+        So many entries, chosen by the content's hash, get a frame of theirs labelled again.
 
     Raises
     ------
@@ -111,15 +135,17 @@ def check(path: str | Path, *, leakage: bool = True) -> CheckReport:
     sequences: dict[str, str] = {}
     clusters: dict[str, set[str]] = {}
     with open_dataset(path) as file:
-        report.problems += _missing_attributes("the file", file.attrs, FILE_ATTRIBUTES)
+        header = {key: _plain(value) for key, value in file.attrs.items()}
+        config = _header(report, header)
         for entry in read_entries(file):
             problems = entry_problems(entry.name, entry.fields)
             problems += _missing_attributes(entry.name, entry.attributes, ENTRY_ATTRIBUTES)
+            problems += _wrong_units(entry.name, file[ENTRIES_GROUP][entry.name])
             report.problems += problems
             digest_entry(digest, entry)
             if problems:
                 continue
-            report.problems += _physics_problems(entry)
+            report.problems += entry_findings(entry, config)
             split = str(entry.attributes["split"])
             if split not in SPLITS:
                 report.problems.append(f"{entry.name}: split is {split!r}. Allowed: {', '.join(SPLITS)}.")
@@ -131,8 +157,8 @@ def check(path: str | Path, *, leakage: bool = True) -> CheckReport:
             report.frames += len(entry.fields["positions"])
             report.atoms += len(entry.fields["species"])
             report.targets += int(entry.fields["target_mask"].sum())
-        stored = str(file.attrs.get("content_sha256", ""))
-        config = str(file.attrs.get("config", "{}"))
+            report.dropped_copies += int(entry.attributes.get("dropped_copies", 0))
+    stored = str(header.get("content_sha256", ""))
     report.content_sha256 = digest.hexdigest()
     if stored != report.content_sha256:
         report.problems.append(
@@ -145,50 +171,95 @@ def check(path: str | Path, *, leakage: bool = True) -> CheckReport:
         if len(found) > 1:
             report.problems.append(f"cluster {name} lies in several splits: {', '.join(sorted(found))}")
     _leakage(report, sequences, splits, config, leakage)
+    if recompute:
+        _recompute(report, list(splits), config, recompute)
     return report
 
 
-def _leakage(report: CheckReport, sequences: dict[str, str], splits: dict[str, str], config: str, wanted: bool) -> None:
+def _header(report: CheckReport, header: dict[str, Any]) -> PipelineConfig | None:
+    """Check the attributes of the file and return its configuration, if it has one."""
+    missing = _missing_attributes("the file", header, FILE_ATTRIBUTES)
+    report.problems += missing
+    if missing:
+        return None
+    if header.get("header_sha256", digest := digest_header(header)) != digest:
+        report.problems.append("an attribute of the file was changed after it was packed: header_sha256 differs")
+    try:
+        known = json.loads(header["versions"])
+        absent = sorted(set(versions()) - set(known))
+    except (ValueError, TypeError) as error:
+        report.problems.append(f"the file's versions are no JSON: {error}")
+    else:
+        report.problems += [f"the file's versions lack {', '.join(absent)}"] if absent else []
+    try:
+        config = PipelineConfig.model_validate_json(header["config"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "all of it"
+        report.problems.append(f"the file's config is not valid: {where}: {first['msg']}")
+        return None
+    if header["protocol"] not in config.sample.protocols:
+        report.problems.append(
+            f"protocol is {header['protocol']!r}, the config has {', '.join(config.sample.protocols)}"
+        )
+    if header["force_field"] != config.label.reference.name:
+        report.problems.append(f"force_field is {header['force_field']}, the config has {config.label.reference.name}")
+    return config
+
+
+def _leakage(
+    report: CheckReport,
+    sequences: dict[str, str],
+    splits: dict[str, str],
+    config: PipelineConfig | None,
+    wanted: bool,
+) -> None:
     if not wanted:
         report.leakage = "not looked for, as asked"
         return
+    settings = SplitConfig() if config is None else config.split
     try:
-        settings = json.loads(config).get("split", {})
-    except ValueError as error:
-        report.problems.append(f"the file's config is no JSON: {error}")
-        settings = {}
-    identity, method = float(settings.get("identity", 0.2)), str(settings.get("method", "auto"))
-    try:
-        method = choose_method(method)
+        method = choose_method(settings.method)
     except ConfigError:
         method = choose_method("auto")  # whoever checks need not have the program that clustered
     try:
-        leaks = check_leakage(sequences, splits, identity, method)
+        leaks = check_leakage(sequences, splits, settings.identity, method)
     except ConfigError as error:
         report.problems.append(f"leakage across the split could not be looked for: {error}")
         return
-    report.leakage = f"sequences of different splits compared at {identity:.0%} identity by {method}"
+    report.leakage = f"sequences of different splits compared at {settings.identity:.0%} identity by {method}"
     report.problems += [
         f"{leak.first} ({leak.first_split}) and {leak.second} ({leak.second_split}) are {leak.identity:.0%} identical"
         for leak in leaks
     ]
 
 
-def _physics_problems(entry: PackedEntry) -> list[str]:
+def _recompute(report: CheckReport, names: list[str], config: PipelineConfig | None, count: int) -> None:
+    if config is None:
+        report.problems.append("labels could not be computed again without a valid config")
+        return
+    chosen = choose(names, report.content_sha256, count)
+    with open_dataset(report.path) as file:
+        for entry in read_entries(file, only=chosen):
+            try:
+                report.recomputed.append(recompute_labels(entry, config.label, report.content_sha256))
+            except PipelineError as error:
+                report.problems.append(f"{entry.name}: labels could not be computed again: {error}")
+    report.problems += [
+        f"{one.entry}: {name} of frame {one.frame} differ from those computed again by {error:.1e} (mean |dF| / mean "
+        f"|F|); allowed {TOLERANCE:.0e}"
+        for one in report.recomputed
+        for name, error in one.errors.items()
+        if not error <= TOLERANCE
+    ]
+
+
+def _wrong_units(owner: str, group: h5py.Group) -> list[str]:
     problems = []
-    names = {name.encode() for name in PROTEIN_RESIDUES}
-    protein = np.array([residue in names for residue in entry.fields["residue_names"]])
-    wrong = int((protein != entry.fields["target_mask"]).sum())
-    if wrong:
-        problems.append(f"{entry.name}: target_mask differs from the protein's atoms at {wrong} atoms")
-    residues = entry.fields["residue_index"]
-    if residues[0] != 0 or not np.isin(np.diff(residues), (0, 1)).all():
-        problems.append(f"{entry.name}: residue_index does not count up from 0")
-    if (entry.fields["species"] == 0).any():
-        problems.append(f"{entry.name}: some atoms have no element")
-    box = entry.fields["box"]
-    if (np.triu(box, 1) != 0).any() or (np.diagonal(box, axis1=1, axis2=2) <= 0).any():
-        problems.append(f"{entry.name}: box is not in OpenMM's reduced form (lower triangle, positive diagonal)")
+    for declared in ENTRY_FIELDS:
+        found = group[declared.name].attrs.get("unit", "") if declared.name in group else declared.unit
+        if found != declared.unit:
+            problems.append(f"{owner}: {declared.name} is in {found or 'no unit'}, not {declared.unit or 'no unit'}")
     return problems
 
 

@@ -69,9 +69,10 @@ def check_command(
     dataset: Annotated[Path, typer.Argument(help="A dataset.h5.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print report and datasheet as JSON.")] = False,
     leakage: Annotated[bool, typer.Option(help="Compare the sequences of different splits again.")] = True,
+    recompute: Annotated[int, typer.Option(min=0, help="Label a frame of so many entries again.")] = 0,
 ) -> None:
-    """Verify a dataset: schema, arrays, hash, split, leakage. Exits with 1 when anything is wrong."""
-    report = check_dataset(dataset, leakage=leakage)
+    """Verify a dataset: schema, arrays, hash, split, leakage, labels. Exits with 1 when anything is wrong."""
+    report = check_dataset(dataset, leakage=leakage, recompute=recompute)
     sheet = datasheet(dataset) if report.ok else None
     if as_json:
         print(json.dumps({**asdict(report), "ok": report.ok, "datasheet": sheet}, indent=1))
@@ -81,6 +82,12 @@ def check_command(
         if sheet is not None:
             console.print(_sheet_table(sheet))
             console.print(f"{report.leakage}: none found")
+        if report.recomputed:
+            worst, where = report.worst
+            told = (
+                f"{len(report.recomputed)} entries labelled again on the Reference platform: worst mean |dF| / mean |F|"
+            )
+            console.print(f"{told} {worst:.1e} ({where})", soft_wrap=True, highlight=False)
         verdict = "[green]good[/green]" if report.ok else f"[red]{len(report.problems)} problems[/red]"
         console.print(f"{escape(str(dataset))}: {verdict}", highlight=False, soft_wrap=True)
     if not report.ok:

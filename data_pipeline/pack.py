@@ -108,6 +108,7 @@ def pack(
                     "schema_version": SCHEMA_VERSION,
                     "content_sha256": digest.hexdigest(),
                 }
+                values["header_sha256"] = digest_header(values)
                 for declared in FILE_ATTRIBUTES:
                     file.attrs[declared.name] = _attribute(declared, values, "the file")
             disk.check()
@@ -170,9 +171,19 @@ def digest_entry(digest: Any, entry: PackedEntry) -> None:
             digest.update(values.tobytes())
     for declared in ENTRY_ATTRIBUTES:
         if declared.name in entry.attributes:
-            value = entry.attributes[declared.name]
-            plain = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+            plain = _plain(entry.attributes[declared.name])
             digest.update(f"attribute {declared.name} {json.dumps(plain)}\n".encode())
+
+
+def digest_header(attributes: Mapping[str, Any]) -> str:
+    """Return the SHA-256 over the file's attributes other than header_sha256, in the order of the schema."""
+    present = [one.name for one in FILE_ATTRIBUTES if one.name in attributes and one.name != "header_sha256"]
+    lines = [f"{name} {json.dumps(_plain(attributes[name]))}\n" for name in present]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
 def _write_entry(parent: h5py.Group, entry: PackedEntry, compression: str) -> None:

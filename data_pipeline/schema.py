@@ -170,6 +170,9 @@ FILE_ATTRIBUTES: tuple[Field, ...] = (
     Field("config", "str", (), "", "The resolved configuration, as JSON."),
     Field("versions", "str", (), "", "Versions of the packages that made the labels, as JSON."),
     Field("content_sha256", "str", (), "", "SHA-256 over every entry's fields and attributes, in order of entry."),
+    Field(
+        "header_sha256", "str", (), "", "SHA-256 over the other attributes of the file, in this order.", required=False
+    ),
 )
 
 

@@ -47,7 +47,7 @@ def write_dataset(path: Path, splits: dict[str, str], n_frames: int = 2, seed: i
             "versions": "{}",
             "content_sha256": f"{seed:064d}",
         }
-        for attribute in schema.FILE_ATTRIBUTES:
+        for attribute in (attribute for attribute in schema.FILE_ATTRIBUTES if attribute.required):
             file.attrs[attribute.name] = values[attribute.name]
         for number, (name, split) in enumerate(splits.items()):
             entry = _entry(random, n_frames, n_atoms + 7 * number)
