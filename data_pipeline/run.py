@@ -8,6 +8,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -134,6 +135,8 @@ class _Run:
         self.config, self.folder, self.ledger, self.engine = config, folder, ledger, engine
         self.progress, self.retry_failed = progress, retry_failed
         self.versions = versions()
+        if config.label.potential is not None:
+            self.versions["openmmml"] = version("openmmml")
         self.seconds: dict[str, float] = {}
         self.records: list[Record] = []
         self.source = ""

@@ -27,7 +27,8 @@ class Tasks:
 
     def __init__(self, config: PipelineConfig, folder: Path, versions: Mapping[str, str]) -> None:
         self.config, self.folder = config, folder
-        self._makers = {name: versions[name] for name in ("data-pipeline", "openmm", "pdbfixer")}
+        makers = ("data-pipeline", "openmm", "pdbfixer", "openmmml")  # the last only where a potential needs it
+        self._makers = {name: versions[name] for name in makers if name in versions}
 
     def prepare(self, selection: Selection) -> list[Task]:
         """Return what makes prepared/ID.cif of every entry that is kept."""

@@ -12,13 +12,16 @@ import openmm
 import pytest
 from openmm import app, unit
 
-from data_pipeline.config import dump_config, load_config
+from data_pipeline.config import PipelineConfig, dump_config, load_config
 from data_pipeline.errors import ConfigError, EntryError
 from data_pipeline.label import Labels, label
+from data_pipeline.ledger import Record
 from data_pipeline.potential import Potential
 from data_pipeline.prepare import Prepared
 from data_pipeline.sample import Frames, relax, sample_thermal
 from data_pipeline.systems import FORCE_FIELDS, protein_mask
+from data_pipeline.tasks import Tasks
+from data_pipeline.versions import versions
 
 TOLERANCE = 1e-4
 """mean |dF| / mean |F| between a label and an independent computation on the Reference platform."""
@@ -266,3 +269,19 @@ def test_a_config_with_a_potential_does_not_load_openmmml(tmp_path: Path) -> Non
         "assert not {'torch', 'openmmml'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(path)], check=True)
+
+
+def test_a_changed_force_field_file_makes_labels_anew(tmp_path: Path) -> None:
+    """The resume key of a label depends on what a user's own file holds, whether it labels or is subtracted."""
+    own = tmp_path / "own.xml"
+    record = Record("1abc", "sample", "ok", output="x", output_sha256="0")
+    for key in ("force_field", "mm_force_field"):
+        config = PipelineConfig.model_validate(
+            {"name": "x", "source": {"path": "entries"}, "label": {key: ["amber14-all.xml", str(own)]}}
+        )
+        keys = []
+        for text in ("<ForceField/>", "<ForceField> </ForceField>", "<ForceField/>"):
+            own.write_text(text)
+            tasks = Tasks(config, tmp_path, versions()).label("thermal", {"1abc": record}, {"1abc": record})
+            keys.append(tasks[0].key)
+        assert keys[0] == keys[2] != keys[1]

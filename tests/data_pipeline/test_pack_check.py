@@ -15,25 +15,36 @@ import pytest
 
 from data_pipeline import pack as pack_module
 from data_pipeline.check import check, open_dataset, read_entries
+from data_pipeline.config import entry_seed
 from data_pipeline.datasheet import datasheet
 from data_pipeline.describe import markdown
 from data_pipeline.errors import PipelineError
-from data_pipeline.pack import COMPRESSIONS, PackedEntry, pack
+from data_pipeline.pack import COMPRESSIONS, PackedEntry, digest_header, pack
 from data_pipeline.schema import ENTRY_FIELDS, SCHEMA_VERSION, SchemaError
 from data_pipeline.tally import MEV_PER_ANGSTROM
+from data_pipeline.versions import versions
 
 SEQUENCES = {"1aaa": "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ", "2bbb": "GSSGSSGWCPDNYTHEVCQMMLFRADGKPWNCE"}
 FILE_VALUES = {
     "protocol": "thermal",
     "force_field": "amber14-all.xml,amber14/tip3pfb.xml",
-    "config": json.dumps({"split": {"identity": 0.2, "method": "python"}}),
-    "versions": "{}",
+    "config": json.dumps(
+        {"name": "t", "source": {"path": "x"}, "split": {"method": "python"}, "label": {"displaced_copies": 1}}
+    ),
+    "versions": json.dumps(versions()),
 }
 
 
+def mutated(sequence: str) -> str:
+    """Every fourth residue becomes another one."""
+    return "".join("A" if index % 4 == 1 else letter for index, letter in enumerate(sequence))
+
+
 def entry(name: str, part: str, **changes: Any) -> PackedEntry:
-    """Three atoms of a protein, one of water, two frames."""
+    """Three atoms of a protein, one of water, a frame and its displaced copy; the forces cancel."""
     generator = np.random.default_rng(len(name) + ord(name[0]))
+    forces = generator.normal(size=(2, 4, 3))
+    places = np.array([[0, 0, 0], [0.15, 0, 0], [0.2, 0.12, 0], [1.5, 1, 1]])
     fields = {
         "species": np.array([7, 6, 8, 8], "u1"),
         "atom_names": np.array([b"N", b"CA", b"O", b"O"], "S4"),
@@ -42,9 +53,9 @@ def entry(name: str, part: str, **changes: Any) -> PackedEntry:
         "charges": np.array([-0.5, 0.25, 0.25, 0.0], "f4"),
         "bonds": np.array([[0, 1], [1, 2]], "i4"),
         "target_mask": np.array([True, True, True, False]),
-        "positions": generator.normal(size=(2, 4, 3)).astype("f4"),
+        "positions": (places + 0.01 * generator.normal(size=(2, 4, 3))).astype("f4"),
         "box": np.repeat(3 * np.eye(3, dtype="f4")[None], 2, axis=0),
-        "forces": generator.normal(size=(2, 4, 3)).astype("f4"),
+        "forces": (forces - forces.mean(axis=1, keepdims=True)).astype("f4"),
         "energy": np.array([-1.0, -2.0]),
         "temperature": np.array([300.0, 300.0], "f4"),
         "kinetic_temperature": np.array([290.0, 312.0], "f4"),
@@ -56,9 +67,9 @@ def entry(name: str, part: str, **changes: Any) -> PackedEntry:
         "sequence": SEQUENCES[name],
         "source_file": f"{name}.cif.gz",
         "source_sha256": "0" * 64,
-        "seed": 3,
-        "pme_alpha": 3.65,
-        "pme_grid": np.array([40, 40, 40], "i4"),
+        "seed": entry_seed(0, name),
+        "pme_alpha": 3.6548257,
+        "pme_grid": np.array([75, 75, 75], "i4"),
     }
     for key, value in changes.items():
         (fields if key in fields else attributes)[key] = value
@@ -212,6 +223,16 @@ def _attribute(owner: str, name: str, value: Any) -> Any:
     return change
 
 
+def _config(**changes: Any) -> Any:
+    """Return a change of the config that the file says was there when it was packed."""
+
+    def change(file: h5py.File) -> None:
+        file.attrs["config"] = json.dumps(json.loads(FILE_VALUES["config"]) | changes)
+        file.attrs["header_sha256"] = digest_header(dict(file.attrs))
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -228,8 +249,42 @@ def _attribute(owner: str, name: str, value: Any) -> Any:
         (_attribute("entries/1aaa", "split", "holdout"), "split is 'holdout'"),
         (_attribute("entries/1aaa", "cluster", "2bbb"), "cluster 2bbb lies in several splits: test, train"),
         (_attribute("entries/1aaa", "sequence", SEQUENCES["2bbb"]), "100% identical"),
+        (
+            _attribute("entries/1aaa", "sequence", mutated(SEQUENCES["2bbb"])),
+            r"1aaa \(train\) and 2bbb \(test\) are 7\d% id",
+        ),
         (_attribute("entries/1aaa", "seed", None), "attribute seed is missing"),
         (_attribute("/", "versions", None), "attribute versions is missing"),
+        (_attribute("/", "versions", "{}"), "versions lack data-pipeline, gemmi, h5py"),
+        (_attribute("/", "versions", "none"), "versions are no JSON"),
+        (_attribute("/", "config", "{}"), "config is not valid: name: Field required"),
+        (_attribute("/", "config", FILE_VALUES["config"].replace('"t"', '"u"')), "header_sha256 differs"),
+        (_config(sed=1), "config is not valid: sed: Extra inputs"),
+        (_config(seed=1), "1aaa: seed is .*, the config's seed 1 gives another"),
+        (_config(label={"cutoff": 0.8, "displaced_copies": 1}), "pme_alpha is 3.6548 /nm, where .* give 4.11"),
+        (_config(label={"ewald_tolerance": 1e-4, "displaced_copies": 1}), "pme_alpha is 3.6548 /nm"),
+        (
+            _config(label={"force_field": "amber19", "displaced_copies": 1}),
+            "force_field is amber14.*config has amber19",
+        ),
+        (_config(label={"displaced_copies": 2}), "2 frames, where 1 as sampled make 3"),
+        (_config(label={"displaced_copies": 1, "displacement": 0.003}), "displacement exceeds"),
+        (_config(label={"displaced_copies": 1, "max_force": 0.1}), "force of .* exceeds label.max_force = 0.1"),
+        (_config(label={"displaced_copies": 1, "parts": ["solute"]}), "the fields of solute are missing"),
+        (_config(sample={"protocol": "minimized"}), "protocol is 'thermal', the config has minimized"),
+        (_config(sample={"temperature": 310}), r"temperature holds \[300.\], the config has \[310.\]"),
+        (_attribute("entries/1aaa", "dropped_copies", 1), "2 frames, where 1 as sampled make 1"),
+        (_attribute("entries/1aaa/forces", "unit", "eV/A"), "forces is in eV/A, not kJ/mol/nm"),
+        (_attribute("entries/1aaa/positions", "unit", None), "positions is in no unit, not nm"),
+        (_attribute("entries/1aaa", "pme_grid", np.array([75, 75, 60], "i4")), r"pme_grid is \[75, 75, 60\]"),
+        (_attribute("entries/1aaa", "pme_alpha", 3.0), "pme_alpha is 3.0"),
+        (_attribute("entries/1aaa", "sequence", "MKTAYIAKQRQISFVK"), "residue 1 of 1, G, does not follow"),
+        (_set("entries/1aaa/box", 1.7 * np.eye(3)), "1.700 nm wide, less than twice label.cutoff"),
+        (_set("entries/1aaa/species", [6, 7, 8, 8]), "species has C for an atom named N"),
+        (_set("entries/1aaa/positions", np.arange(24).reshape(2, 4, 3)), "2 bonds are not 0.05 to 0.3 nm long"),
+        (_set("entries/1aaa/positions", [[[0, 0, 0], [0.1, 0, 0], [0.2, 0, 0], [1, 0, 0]]]), "hold 1 different"),
+        (_set("entries/1aaa/charges", [0.5, 0.25, 0.25, 0]), "charges sum to 1.000 e"),
+        (_set("entries/1aaa/forces", 1.0), r"forces of a frame do not cancel: \|sum F\| / sum \|F\| is 1.0e"),
     ],
 )
 def test_check_finds_what_is_wrong(dataset: Path, change: Any, message: str) -> None:
