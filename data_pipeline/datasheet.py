@@ -212,7 +212,7 @@ def limits(config: Mapping[str, Any], protocol: str, force_field: str) -> list[s
     """
     prepare, sample = _section(config, "prepare"), _section(config, "sample")
     told = [
-        f"Labels are forces of {force_field.replace(',', ', ')}: a model that gives these is as good as that, not better.",
+        f"Labels are forces of {force_field.replace(',', ', ')}: a model is at best as good as that.",
         "Proteins are what crystallises; some families have many entries in the Protein Data Bank. Clusters keep alike "
         "sequences in one split and say nothing of alike folds.",
         f"Residues are protonated by the pH{_given(prepare.get('ph'))} and their own standard pKa; their neighbours, "
