@@ -32,7 +32,7 @@ from data_pipeline.sources.http import Client
 from data_pipeline.split import Plan, check_leakage
 from data_pipeline.split import plan as plan_split
 from data_pipeline.stages import label_entry, prepare_entry, relax_entry, sample_entry
-from data_pipeline.systems import force_field, single_thread_platform
+from data_pipeline.systems import force_field, require_point_charges, single_thread_platform
 from data_pipeline.tasks import Tasks
 from data_pipeline.versions import versions
 
@@ -380,8 +380,9 @@ def _check_machine(config: PipelineConfig) -> None:
     try:
         if config.dask is None:  # else the cluster's workers are asked
             single_thread_platform(config.platform, *config.device[:1])
-        for files in (config.label.force_field, config.label.mm_force_field, config.sampling_force_field):
+        for files in (config.label.force_field, config.label.mm_force_field):
             force_field(tuple(files))
+        require_point_charges(config.sampling_force_field)
         if config.label.potential is not None:
             check_potential(config.label.potential.name)
     except EntryError as error:

@@ -106,6 +106,27 @@ def force_field(files: tuple[str, ...]) -> app.ForceField:
         ) from error
 
 
+def require_point_charges(files: Sequence[str]) -> None:
+    """Make sure that a force field can add water and ions, which needs fixed charges and radii.
+
+    Parameters
+    ----------
+    files
+        Of the force field that prepares and moves atoms.
+
+    Raises
+    ------
+    EntryError
+        As `force_field`, or of the same kind for a polarisable force field.
+    """
+    if not any(isinstance(one, app.forcefield.NonbondedGenerator) for one in force_field(tuple(files)).getGenerators()):
+        raise EntryError(
+            "force_field",
+            f"{', '.join(files)} has no NonbondedForce, so it cannot add solvent (and AMOEBA would need seconds for a "
+            "step). Set sample.force_field to one that can, such as amber14; labels are made by label.force_field.",
+        )
+
+
 def single_thread_platform(name: str = "CPU", device: str | None = None) -> openmm.Platform:
     """Return a platform that repeats bit for bit: one thread and deterministic forces where it knows them.
 

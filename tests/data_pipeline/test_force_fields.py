@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,13 +14,14 @@ import pytest
 from openmm import app, unit
 
 from data_pipeline.config import PipelineConfig, dump_config, load_config
-from data_pipeline.errors import ConfigError, EntryError
+from data_pipeline.errors import ConfigError, EntryError, PipelineError
 from data_pipeline.label import Labels, label
 from data_pipeline.ledger import Record
 from data_pipeline.potential import Potential
 from data_pipeline.prepare import Prepared
+from data_pipeline.run import run
 from data_pipeline.sample import Frames, relax, sample_thermal
-from data_pipeline.systems import FORCE_FIELDS, protein_mask
+from data_pipeline.systems import FORCE_FIELDS, protein_mask, require_point_charges
 from data_pipeline.tasks import Tasks
 from data_pipeline.versions import versions
 
@@ -97,6 +99,18 @@ def test_each_name_labels_what_prepare_makes(
     assert abs(labels.charges.sum()) < 1e-4 and np.abs(labels.charges).max() > 0.3
 
 
+def test_the_documentation_loads(tmp_path: Path) -> None:
+    """Each piece of configuration in docs/labels.md is valid."""
+    text = (Path(__file__).parents[2] / "docs" / "labels.md").read_text(encoding="utf-8")
+    pieces = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "forcefields").mkdir()
+    (tmp_path / "forcefields" / "own.xml").write_text("<ForceField/>")
+    for piece in pieces:
+        (tmp_path / "config.yaml").write_text(MINIMAL + piece)
+        load_config(tmp_path / "config.yaml")
+    assert len(pieces) == 4
+
+
 def test_force_fields_differ(tripeptide: Prepared, by_name: Callable[[str], Labels]) -> None:
     """No two names give the same forces on the protein: none falls back on another."""
     mask = protein_mask(tripeptide.topology)
@@ -169,6 +183,24 @@ def test_files_that_do_not_go_together_are_an_error_of_the_entry(
             tripeptide.topology, tripeptide_frames.positions, tripeptide_frames.box, force_field_files=files, cutoff=0.6
         )
     assert caught.value.kind in ("force_field", "no_template")
+
+
+@pytest.mark.parametrize("name", ["amber14", "amber19", "charmm36"])
+def test_force_fields_that_can_move_atoms(name: str) -> None:
+    """Those with fixed charges can add solvent."""
+    require_point_charges(FORCE_FIELDS[name])
+
+
+def test_a_force_field_that_cannot_add_solvent_is_refused_before_a_run(tmp_path: Path) -> None:
+    """AMOEBA labels what another force field samples; without one, every entry would fail while it is prepared."""
+    (tmp_path / "entries").mkdir()
+    path = tmp_path / "config.yaml"
+    path.write_text(MINIMAL + "label: {force_field: amoeba2018}")
+    with pytest.raises(ConfigError, match=r"amoeba2018.xml has no NonbondedForce.*Set sample.force_field"):
+        run(load_config(path), tmp_path / "run")
+    path.write_text(MINIMAL + "label: {force_field: amoeba2018}\nsample: {force_field: amber14}")
+    with pytest.raises(PipelineError, match="no entry in"):
+        run(load_config(path), tmp_path / "run")
 
 
 class Springs:
