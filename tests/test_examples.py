@@ -123,6 +123,23 @@ def test_validate_script_tells_its_usage(environment: dict[str, str], tmp_path: 
     assert done.returncode == 1 and "no.pdb" in done.stderr and not (tmp_path / "out").exists()
 
 
+def test_numbers_of_a_run_are_those_of_its_summary(
+    regenerated: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """The page names its command, every rejection and the data set's own mean force."""
+    page = tmp_path / "numbers.md"
+    done = run([sys.executable, ROOT / "benchmarks/run_numbers.py", regenerated, "-o", page], environment, tmp_path)
+    assert done.returncode == 0, done.stderr
+    text = page.read_text()
+    summary = json.loads((regenerated / "summary.json").read_text())
+    assert "| all | 3 | 3 |" in text and "python benchmarks/run_numbers.py" in text
+    for reason, count in summary["rejected"].items():
+        assert f"| {reason} | {count} |" in text
+    everything = summary["datasets"]["thermal"]["datasheet"]["splits"]["all"]
+    assert f"| {everything['mean_force']:.1f} |" in text
+    assert len(text.split("## Entries")[1].split()) >= 6
+
+
 @pytest.fixture(scope="module")
 def demo() -> ModuleType:
     """The demo's script as a module."""

@@ -129,3 +129,30 @@ def test_what_would_fail_everywhere_is_refused_at_once(
     with pytest.raises(ConfigError, match=r"CPUs|amber99"):
         run(config, tmp_path / "run")
     assert not (tmp_path / "run" / "prepared").exists()
+
+
+def test_both_protocols_and_a_replacement(mirror: Path, tmp_path: Path) -> None:
+    """One run makes two data sets of the same proteins; who cannot be prepared is replaced from the same split.
+
+    Lysozyme's box passes the limit, so its split takes the next entry, and the numbers asked for are reached.
+    """
+    text = f"""
+name: both
+seed: 6
+source: {{path: {mirror}}}
+select: {{ids: [1aki, 1ajj, 1crn, 4gwt]}}
+split: {{method: python, train: 1, validation: 0, test: 1, draw: even}}
+prepare: {{padding: 0.6, max_atoms: 4000}}
+sample: {{protocol: [minimized, thermal], n_frames: 1, equilibration: 0.008, flexible_time: 0.002, relax_tolerance: 500,
+          damping_time: 0.004}}
+"""
+    (tmp_path / "both.yaml").write_text(text)
+    summary = run(load_config(tmp_path / "both.yaml"), tmp_path / "run")
+    assert list(summary["datasets"]) == ["minimized", "thermal"]
+    assert summary["rejected"] == {"prepare: too_large": 1} and summary["rejections"][0]["entry"] == "1aki"
+    for protocol, made in summary["datasets"].items():
+        path = tmp_path / "run" / protocol / "dataset.h5"
+        assert made["dataset"] == str(path) and check(path).ok
+        splits = made["datasheet"]["splits"]
+        assert [splits[name]["entries"] for name in ("train", "validation", "test")] == [1, 0, 1]
+    assert json.loads((tmp_path / "run" / "split.json").read_text()) == {"1crn": "test", "4gwt": "train"}
