@@ -33,6 +33,7 @@ setup(
         "gemmi>=0.7.5",
         "h5py>=3.11",
         "numpy>=1.26",
+        "scipy>=1.13",
         "pydantic>=2.9",
         "pyyaml>=6",
         "typer>=0.15",

@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -195,13 +196,27 @@ class SplitConfig(_Section):
 class PrepareConfig(_Section):
     """Repair, protonation and solvent."""
 
-    ph: float = Field(default=7.0, ge=0, le=14)
-    padding: float = Field(default=0.8, gt=0, description="nm between the protein's sphere and its nearest copy.")
-    ionic_strength: float = Field(default=0.0, ge=0, description="mol/l besides the ions that neutralise.")
+    ph: float = Field(default=7.0, ge=0, le=14, description="Decides the protonation states.")
+    termini: Literal["charged", "capped", "capped_if_cut"] = Field(
+        default="charged", description="NH3+ and COO-; or ACE and NME, everywhere or where the deposited chain goes on."
+    )
+    padding: float = Field(default=0.8, gt=0, description="nm between the protein and each of its copies.")
+    ionic_strength: float = Field(default=0.0, ge=0, le=5, description="mol/l besides the ions that neutralise.")
     box_shape: Literal["cube", "dodecahedron", "octahedron"] = "dodecahedron"
+    box_fit: Literal["sphere", "protein"] = Field(
+        default="sphere", description="Room for the protein to turn, or as it lies: smaller, for picoseconds."
+    )
+    max_atoms: int = Field(default=100_000, ge=1, description="A larger system is refused before it is built.")
     keep_water: bool = Field(default=False, description="Keep the crystal's water.")
     max_gap: int = Field(default=10, ge=0, description="Longest run of missing residues that is rebuilt.")
     add_missing_ends: bool = Field(default=False, description="Build residues missing at the ends of the chain too.")
+
+    @field_validator("termini", mode="before")
+    @classmethod
+    def _no_neutral_ends(cls, value: Any) -> Any:
+        if value == "neutral":
+            raise ValueError("AMBER has no templates of neutral ends; take 'capped' for ends without charge")
+        return value
 
 
 Protocol = Literal["thermal", "minimized"]
@@ -426,12 +441,16 @@ def _explain(problem: Any) -> str:
     where = ".".join(location) or "the file"
     if problem["type"] != "extra_forbidden":
         value = f", got {problem['input']!r}" if not isinstance(problem["input"], dict) else ""
-        return f"{where}: {problem['msg']}{value}"
+        allowed = re.findall(r"'([^']*)'", problem["msg"]) if problem["type"] == "literal_error" else []
+        return f"{where}: {problem['msg']}{value}{_closest(str(problem['input']), allowed)}"
     section: Any = PipelineConfig
     for part in location[:-1]:
         annotation = section.model_fields[part].annotation
         section = next(one for one in (annotation, *get_args(annotation)) if hasattr(one, "model_fields"))
     allowed = sorted(section.model_fields)
-    matches = difflib.get_close_matches(location[-1], allowed, n=1)
-    hint = f" Did you mean {matches[0]!r}?" if matches else ""
-    return f"{where}: no such key.{hint} Allowed: {', '.join(allowed)}."
+    return f"{where}: no such key.{_closest(location[-1], allowed)} Allowed: {', '.join(allowed)}."
+
+
+def _closest(given: str, allowed: Sequence[str]) -> str:
+    matches = difflib.get_close_matches(given, allowed, n=1)
+    return f" Did you mean {matches[0]!r}?" if matches else ""

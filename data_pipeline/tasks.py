@@ -32,7 +32,11 @@ class Tasks:
 
     def prepare(self, selection: Selection) -> list[Task]:
         """Return what makes prepared/ID.cif of every entry that is kept."""
-        settings = {**self.config.prepare.values(), "force_field_files": self.config.sampling_force_field}
+        settings = {
+            **self.config.prepare.values(),
+            "cutoff": max(self.config.sample.cutoff, self.config.label.cutoff),
+            "force_field_files": self.config.sampling_force_field,
+        }
         own = self._hashes(self.config.sampling_force_field)
         tasks = []
         for entry in selection.kept:

@@ -8,7 +8,9 @@ import pytest
 from openmm import unit
 
 from data_pipeline.errors import EntryError
-from data_pipeline.prepare import Prepared, check_geometry, prepare, read_prepared, repair, write_prepared
+from data_pipeline.geometry import check_geometry
+from data_pipeline.prepare import Prepared, prepare, read_prepared, write_prepared
+from data_pipeline.repair import repair
 from data_pipeline.systems import DEFAULT_FORCE_FIELD, build_system, force_field, protein_mask
 
 
