@@ -200,11 +200,10 @@ class PrepareConfig(_Section):
     termini: Literal["charged", "capped", "capped_if_cut"] = Field(
         default="charged", description="NH3+ and COO-; or ACE and NME, everywhere or where the deposited chain goes on."
     )
-    padding: float = Field(default=0.8, gt=0, description="nm between the protein and each of its copies.")
+    padding: float = Field(default=1.0, gt=0, description="nm between the protein and each of its copies.")
     ionic_strength: float = Field(default=0.0, ge=0, le=5, description="mol/l besides the ions that neutralise.")
-    box_shape: Literal["cube", "dodecahedron", "octahedron"] = "dodecahedron"
-    box_fit: Literal["sphere", "protein"] = Field(
-        default="sphere", description="Room for the protein to turn, or as it lies: smaller, for picoseconds."
+    box_shape: Literal["brick", "cube", "dodecahedron", "octahedron"] = Field(
+        default="brick", description="Brick: around the protein as it lies, for picoseconds; others: room to turn."
     )
     max_atoms: int = Field(default=100_000, ge=1, description="A larger system is refused before it is built.")
     keep_water: bool = Field(default=False, description="Keep the crystal's water.")

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from openmm import app, unit
 
-from data_pipeline.box import BoxFit, BoxShape
+from data_pipeline.box import BoxShape
 from data_pipeline.errors import EntryError
 from data_pipeline.files import whole
 from data_pipeline.repair import Termini, repair
@@ -51,7 +51,6 @@ def prepare(
     padding: float = 0.8,
     ionic_strength: float = 0.0,
     box_shape: BoxShape = "cube",
-    box_fit: BoxFit = "sphere",
     cutoff: float = 0.9,
     max_atoms: int = 100_000,
     keep_water: bool = False,
@@ -73,13 +72,11 @@ def prepare(
     termini
         See `repair.Termini`.
     padding
-        nm of solvent between the protein and each of its copies, counted as `box_fit` says.
+        nm of solvent between the protein and each of its copies.
     ionic_strength
         mol/l of NaCl besides the ions that neutralise.
     box_shape
-        One of `box.UNIT_BOXES`.
-    box_fit
-        See `box.BoxFit`; ``"protein"`` also turns the system.
+        See `box.BoxShape`; ``"brick"`` also turns the system.
     cutoff
         nm that the box will be used with; a box that would be too small for it is made larger.
     max_atoms
@@ -120,7 +117,6 @@ def prepare(
         padding=padding,
         ionic_strength=ionic_strength,
         box_shape=box_shape,
-        box_fit=box_fit,
         cutoff=cutoff,
         max_atoms=max_atoms,
         force_field_files=force_field_files,

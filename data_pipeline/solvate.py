@@ -11,7 +11,7 @@ import openmm
 from openmm import app, unit
 from scipy.spatial import cKDTree
 
-from data_pipeline.box import BoxFit, BoxShape, best_orientation, box_vectors
+from data_pipeline.box import BoxShape, best_orientation, box_vectors
 from data_pipeline.errors import EntryError
 from data_pipeline.repair import seed_generators
 from data_pipeline.systems import DEFAULT_FORCE_FIELD, force_field, single_thread_platform
@@ -39,7 +39,6 @@ def solvate(
     padding: float = 0.8,
     ionic_strength: float = 0.0,
     box_shape: BoxShape = "cube",
-    box_fit: BoxFit = "sphere",
     cutoff: float = 0.9,
     max_atoms: int = 100_000,
     force_field_files: Sequence[str] = DEFAULT_FORCE_FIELD,
@@ -53,7 +52,7 @@ def solvate(
         Of the repaired protein, and crystal water if any.
     positions
         (N, 3) in nm.
-    padding, ionic_strength, box_shape, box_fit, cutoff, max_atoms, force_field_files, seed
+    padding, ionic_strength, box_shape, cutoff, max_atoms, force_field_files, seed
         As in `prepare.prepare`.
 
     Raises
@@ -61,9 +60,9 @@ def solvate(
     EntryError
         Of kind too_large, no_template or solvent.
     """
-    if box_fit == "protein":
-        positions = positions @ best_orientation(positions, padding, box_shape)
-    box = box_vectors(positions, padding, box_shape=box_shape, box_fit=box_fit, cutoff=cutoff)
+    if box_shape == "brick":
+        positions = positions @ best_orientation(positions, padding)
+    box = box_vectors(positions, padding, box_shape=box_shape, cutoff=cutoff)
     estimate = int(np.linalg.det(box) * ATOMS_PER_VOLUME)
     if estimate > max_atoms:
         raise EntryError(
