@@ -87,7 +87,7 @@ def protein_chain(structure: gemmi.Structure) -> ProteinChain:
     first = next(i for i, residue in enumerate(places) if residue.name not in CAPS)
     last = next(i for i in reversed(range(len(places))) if places[i].name not in CAPS)
     inside = places[first : last + 1]
-    refuse_unknown([f"{r.name}{r.seqid}" for r in inside if _parent(r, declared) is None])
+    refuse_unknown([f"{r.name} {r.seqid}" for r in inside if _parent(r, declared) is None])
     observed = [i for i, residue in enumerate(inside) if all(residue.find_atom(name, "*") for name in BACKBONE)]
     if not observed:
         raise EntryError("no_protein", f"no residue of chain {chain.name!r} has all of {', '.join(BACKBONE)}")

@@ -9,6 +9,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from openmm import app, unit
@@ -18,7 +19,7 @@ from data_pipeline.errors import EntryError
 from data_pipeline.files import whole
 from data_pipeline.repair import Termini, repair
 from data_pipeline.solvate import solvate
-from data_pipeline.systems import DEFAULT_FORCE_FIELD, protein_mask
+from data_pipeline.systems import DEFAULT_FORCE_FIELD
 
 
 @dataclass(frozen=True)
@@ -163,9 +164,9 @@ def read_prepared(path: str | Path) -> Prepared:
 
 
 def _check_same(written: app.Topology, read: app.Topology) -> None:
-    def facts(topology: app.Topology) -> tuple[list[tuple[str, str, int]], set[frozenset[int]], int]:
-        atoms = [(a.name, a.residue.name, a.element.atomic_number if a.element else 0) for a in topology.atoms()]
-        return atoms, {frozenset((a.index, b.index)) for a, b in topology.bonds()}, int(protein_mask(topology).sum())
+    def facts(topology: app.Topology) -> tuple[list[Any], set[tuple[int, int]]]:
+        atoms = [(a.name, a.residue.name, a.residue.index, a.element) for a in topology.atoms()]
+        return atoms, {(min(a.index, b.index), max(a.index, b.index)) for a, b in topology.bonds()}
 
     before, after = facts(written), facts(read)
     if before != after:

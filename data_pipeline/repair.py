@@ -26,6 +26,9 @@ chain goes on, be it with residues that are missing or with a cap of its own."""
 _ONE_STATE_AT_ENDS = frozenset({"ASP", "CYS", "GLU", "LYS"})
 """Residues that AMBER's templates with a charged end know in their state at pH 7 only."""
 
+MIN_CARBOXYLATE = 0.19
+"""nm between O and OXT; they are 0.22 apart."""
+
 _INSERTED = "+"
 """In the number of a residue that the file lacks: 19+2 is the second one after 19."""
 
@@ -82,7 +85,7 @@ def repair(
         # PDBFixer and OpenMM raise plain ValueError, KeyError and Exception for entries they cannot repair.
         raise EntryError("repair", f"PDBFixer could not repair the entry: {error}") from error
     positions = np.array(modeller.positions.value_in_unit(unit.nanometer))
-    moving = _built(modeller.topology, chain)
+    moving = _built(modeller.topology, positions, chain)
     if moving.any():
         positions = regularise(modeller.topology, positions, moving, seed=seed)
     check_geometry(modeller.topology, positions)
@@ -167,19 +170,21 @@ def _to_build(chain: ProteinChain, max_gap: int, add_missing_ends: bool, termini
     return built
 
 
-def _built(topology: app.Topology, chain: ProteinChain) -> np.ndarray:
+def _built(topology: app.Topology, positions: np.ndarray, chain: ProteinChain) -> np.ndarray:
     """Return (N,) bool, true for the atoms that the file lacks, and for the hydrogens of their residues.
 
-    Not for an OXT, which PDBFixer places by symmetry with O.
+    An OXT alone does not count: PDBFixer mirrors O, which is right unless O itself is drawn wrongly.
     """
     deposited = {str(residue.seqid): {atom.name for atom in residue} for residue in chain.residues}
     built = np.zeros(topology.getNumAtoms(), dtype=bool)
     for residue in next(topology.chains()).residues():
         known = deposited.get(residue.id, set())
-        heavy = [atom for atom in residue.atoms() if atom.element.symbol != "H"]
-        new = [atom for atom in heavy if atom.name not in known and atom.name != "OXT"]
+        heavy = {atom.name: atom.index for atom in residue.atoms() if atom.element.symbol != "H"}
+        new = heavy.keys() - known
+        if new == {"OXT"} and np.linalg.norm(positions[heavy["OXT"]] - positions[heavy["O"]]) > MIN_CARBOXYLATE:
+            continue
         if new:
-            built[[atom.index for atom in residue.atoms() if atom not in heavy or atom in new]] = True
+            built[[atom.index for atom in residue.atoms() if atom.name in new or atom.name not in heavy]] = True
     return built
 
 
@@ -208,4 +213,4 @@ def _name_as_deposited(topology: app.Topology, chain: ProteinChain, built: dict[
 
 
 def _name(residue: gemmi.Residue) -> str:
-    return f"{residue.name}{residue.seqid}"
+    return f"{residue.name} {residue.seqid}"

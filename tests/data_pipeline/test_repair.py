@@ -261,7 +261,7 @@ def test_residue_without_backbone_counts_as_missing(mirror: Path, tmp_path: Path
     )
     topology, _ = repair(inside, max_gap=1, seed=1)
     assert [r.id for r in topology.residues()][18:21] == ["19", "19+1", "21"]
-    with pytest.raises(EntryError, match=r"1 residues are missing inside the chain, before THR21") as caught:
+    with pytest.raises(EntryError, match=r"1 residues are missing inside the chain, before THR 21") as caught:
         repair(inside, max_gap=0)
     assert caught.value.kind == "gap"
 
@@ -306,7 +306,7 @@ def test_other_chains_do_not_matter(mirror: Path, tmp_path: Path) -> None:
 def test_modified_residue_without_parent_is_named(mirror: Path, tmp_path: Path) -> None:
     """A residue inside the chain that nobody can translate refuses the entry by its name and number."""
     lines = [x.replace("GLU A  23", "XYZ A  23") for x in _lines(mirror / "1crn.pdb.gz")]
-    with pytest.raises(EntryError, match="XYZ23 have no standard parent") as caught:
+    with pytest.raises(EntryError, match="XYZ 23 have no standard parent") as caught:
         repair(_write(tmp_path / "x.pdb", lines))
     assert caught.value.kind == "unknown_residue"
 
