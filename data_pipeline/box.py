@@ -56,5 +56,5 @@ def best_orientation(positions: np.ndarray, padding: float) -> np.ndarray:
     q = q * np.sign(np.diagonal(r, axis1=1, axis2=2))[:, None, :]
     rotations = q * np.sign(np.linalg.det(q))[:, None, None]  # in three dimensions -1 turns a mirror into a rotation
     corners = positions[ConvexHull(positions).vertices]
-    volumes = [np.prod(np.ptp(corners @ rotation, axis=0) + padding) for rotation in rotations]
-    return rotations[int(np.argmin(volumes))]
+    widths = np.ptp(corners @ rotations, axis=1) + padding
+    return rotations[int(np.argmin(widths.prod(axis=1)))]
