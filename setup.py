@@ -23,7 +23,7 @@ setup(
     packages=find_packages(include=["forcefield_ml*", "data_pipeline*"]),
     include_package_data=True,
     package_data={
-        "data_pipeline": ["templates/*.html"],
+        "data_pipeline.dataset": ["templates/*.html"],
         "forcefield_ml.validation": ["templates/*.html"],
         "forcefield_ml.pretrained": ["*.pt", "*.yaml"],
     },

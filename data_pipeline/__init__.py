@@ -1,17 +1,19 @@
 """From PDB entries to reference forces.
 
-| stage   | reads                        | writes                 | module               |
-|---------|------------------------------|------------------------|----------------------|
-| select  | a source of entries          | selection.json         | sources/, facts.py, curate.py, selection.py |
-| cluster | selection.json               | clusters.json          | cluster.py           |
-| split   | clusters.json                | split.json             | split.py             |
-| prepare | an entry's file              | prepared/ID.cif        | prepare.py           |
-| sample  | prepared/ID.cif              | frames/ID.npz          | sample.py            |
-| label   | frames/ID.npz                | labelled/ID.npz        | label.py             |
-| pack    | labelled/*.npz, split.json   | dataset.h5             | pack.py              |
+| stage   | reads                           | writes                   | room               |
+|---------|---------------------------------|--------------------------|--------------------|
+| select  | a source of entries             | selection.json           | sources/, entries/ |
+| cluster | selection.json                  | clusters.json            | sequences/         |
+| split   | clusters.json                   | split.json               | sequences/         |
+| prepare | an entry's file                 | prepared/ID.cif          | systems/           |
+| relax   | prepared/ID.cif                 | relaxed/ID.npz           | systems/           |
+| sample  | prepared/ID.cif, relaxed/ID.npz | PROTOCOL/frames/ID.npz   | systems/           |
+| label   | prepared/ID.cif, frames/ID.npz  | PROTOCOL/labelled/ID.npz | labels/            |
+| pack    | labelled/*.npz, split.json      | dataset.h5, datasheet    | dataset/           |
 
-`ledger.py` records what became of each entry at each stage; `engine.py` maps a stage over entries. Nothing
-here imports torch or forcefield_ml.
+`run.py` goes through the stages; `tasks.py` says what each has to do for an entry, `stages.py` does it in a worker,
+`engine/` has the workers, `ledger.py` records what became of it. `schema.py` declares every field of dataset.h5: it is
+all that forcefield_ml's data, networks and training know of this package. Nothing here imports torch or forcefield_ml.
 """
 
 __version__ = "0.2.0"

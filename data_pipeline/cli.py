@@ -16,16 +16,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from data_pipeline.check import check as check_dataset
 from data_pipeline.config import load_config
-from data_pipeline.datasheet import datasheet, find_summary, read_summary, write_datasheet
+from data_pipeline.dataset.check import check as check_dataset
+from data_pipeline.dataset.datasheet import datasheet, find_summary, read_summary, write_datasheet
+from data_pipeline.entries.survey import Comparison, Survey, compare, is_criterion, survey
 from data_pipeline.errors import PipelineError
 from data_pipeline.progress import show_progress
 from data_pipeline.run import run as run_pipeline
 from data_pipeline.run import write_json
 from data_pipeline.schema import SPLITS, SchemaError
 from data_pipeline.sources import open_source
-from data_pipeline.survey import Comparison, Survey, compare, is_criterion, survey
 
 app = typer.Typer(
     help="From PDB entries to reference forces: select, cluster, split, prepare, sample, label, pack.",

@@ -22,16 +22,16 @@ from pydantic import (
     model_validator,
 )
 
-from data_pipeline.curate import Criteria
 from data_pipeline.engine import Limits
+from data_pipeline.entries.curate import Criteria
 from data_pipeline.errors import ConfigError
-from data_pipeline.label import Reference
-from data_pipeline.potential import Potential
-from data_pipeline.sample import CUTOFF
+from data_pipeline.labels.label import Reference
+from data_pipeline.labels.potential import Potential
 from data_pipeline.sources.clusters import IDENTITIES, clusters_url
 from data_pipeline.sources.ids import normalise_id, read_ids
 from data_pipeline.sources.rcsb import DOWNLOAD_URL, SEARCH_URL
-from data_pipeline.systems import DEFAULT_FORCE_FIELD, expand_force_field, locate_force_field
+from data_pipeline.systems.build import DEFAULT_FORCE_FIELD, expand_force_field, locate_force_field
+from data_pipeline.systems.sample import CUTOFF
 
 ForceFieldFiles = Annotated[
     list[str], BeforeValidator(lambda names: expand_force_field(names) if isinstance(names, str | list) else names)

@@ -14,25 +14,25 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from data_pipeline.cluster import Clusters, cluster, cluster_by_file
 from data_pipeline.config import PipelineConfig, dump_config, entry_seed, stage_key
-from data_pipeline.datasheet import write_datasheet
+from data_pipeline.dataset.datasheet import write_datasheet
+from data_pipeline.dataset.pack import PackedEntry, pack
 from data_pipeline.engine import Engine, Task, open_engine
+from data_pipeline.entries.selection import Selection, best_of_clusters, select
 from data_pipeline.errors import ConfigError, EntryError, PipelineError
 from data_pipeline.files import remove_temporaries, whole
+from data_pipeline.labels.potential import check_potential
 from data_pipeline.ledger import FAILED, OK, REJECTED, Ledger, Record, sha256
-from data_pipeline.pack import PackedEntry, pack
-from data_pipeline.potential import check_potential
 from data_pipeline.schema import ENTRY_ATTRIBUTES, ENTRY_FIELDS
-from data_pipeline.selection import Selection, best_of_clusters, select
-from data_pipeline.similarity import can_compare
+from data_pipeline.sequences.cluster import Clusters, cluster, cluster_by_file
+from data_pipeline.sequences.similarity import can_compare
+from data_pipeline.sequences.split import Plan, check_leakage
+from data_pipeline.sequences.split import plan as plan_split
 from data_pipeline.sources import open_source
 from data_pipeline.sources.clusters import ClusterFile, open_clusters
 from data_pipeline.sources.http import Client
-from data_pipeline.split import Plan, check_leakage
-from data_pipeline.split import plan as plan_split
 from data_pipeline.stages import label_entry, prepare_entry, relax_entry, sample_entry
-from data_pipeline.systems import force_field, require_point_charges, single_thread_platform
+from data_pipeline.systems.build import force_field, require_point_charges, single_thread_platform
 from data_pipeline.tasks import Tasks
 from data_pipeline.versions import versions
 

@@ -11,10 +11,10 @@ import numpy as np
 
 from data_pipeline.errors import EntryError
 from data_pipeline.files import whole
-from data_pipeline.label import describe, displace, label
-from data_pipeline.potential import Potential
-from data_pipeline.prepare import prepare, read_prepared
-from data_pipeline.sample import Frames, relax, sample_minimized, sample_thermal
+from data_pipeline.labels.label import describe, displace, label
+from data_pipeline.labels.potential import Potential
+from data_pipeline.systems.prepare import prepare, read_prepared
+from data_pipeline.systems.sample import Frames, relax, sample_minimized, sample_thermal
 
 
 def prepare_entry(out: Path, path: str, settings: dict[str, Any], seed: int) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 from data_pipeline.config import PipelineConfig, entry_seed, stage_key
 from data_pipeline.engine import Task
+from data_pipeline.entries.selection import Selection
 from data_pipeline.ledger import Record, sha256
-from data_pipeline.selection import Selection
 
 
 class Tasks:

@@ -17,13 +17,13 @@ import pytest
 import yaml
 from command_lines import parse
 
-from data_pipeline import curate
-from data_pipeline.check import check as check_dataset
 from data_pipeline.config import PipelineConfig, load_config
+from data_pipeline.dataset.check import check as check_dataset
+from data_pipeline.entries import curate
+from data_pipeline.entries.facts import inspect
 from data_pipeline.errors import EntryError
-from data_pipeline.facts import inspect
+from data_pipeline.sequences.split import check_leakage
 from data_pipeline.sources import open_source
-from data_pipeline.split import check_leakage
 from forcefield_ml import pretrained
 from forcefield_ml.config import load_config as load_learning_config
 from forcefield_ml.deploy import bundle

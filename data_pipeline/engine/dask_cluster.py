@@ -24,7 +24,7 @@ from data_pipeline.engine.local import Local
 from data_pipeline.engine.task import Limits, Task, lost
 from data_pipeline.errors import ConfigError, EntryError, PipelineError
 from data_pipeline.ledger import FAILED, Record
-from data_pipeline.systems import single_thread_platform
+from data_pipeline.systems.build import single_thread_platform
 from data_pipeline.versions import versions
 
 PATIENCE = 30.0

@@ -177,7 +177,7 @@ class Local:
 
 def _perform(function: Callable[..., None], task: Task, platform: str, device: str | None) -> Record:
     if device is not None:
-        from data_pipeline.systems import single_thread_platform
+        from data_pipeline.systems.build import single_thread_platform
 
         single_thread_platform(platform, device)
     return run_task(function, task)

@@ -16,16 +16,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_pipeline.entries.structure import MAX_BYTES, read_bytes
 from data_pipeline.errors import ConfigError, EntryError, PipelineError
 from data_pipeline.files import remove_temporaries
 from data_pipeline.ledger import sha256
 from data_pipeline.sources.http import MAX_SECONDS, Client, Damaged, FetchError
 from data_pipeline.sources.ids import is_id, normalise_id
 from data_pipeline.sources.search import Answer, kept_search, search_query
-from data_pipeline.structure import MAX_BYTES, read_bytes
 
 if TYPE_CHECKING:  # curate imports the sources
-    from data_pipeline.curate import Criteria
+    from data_pipeline.entries.curate import Criteria
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from data_pipeline.sources.http import Client, FetchError
 from data_pipeline.sources.ids import is_id, normalise_id
 
 if TYPE_CHECKING:  # curate imports the sources
-    from data_pipeline.curate import Criteria
+    from data_pipeline.entries.curate import Criteria
 
 log = logging.getLogger(__name__)
 

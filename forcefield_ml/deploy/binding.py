@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from openmm import app
 
-from data_pipeline.systems import PROTEIN_RESIDUES
+from data_pipeline.systems.build import PROTEIN_RESIDUES
 from forcefield_ml import units
 from forcefield_ml.errors import ForceModeError, TopologyError
 from forcefield_ml.graph.box import check_box

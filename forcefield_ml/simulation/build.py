@@ -11,10 +11,10 @@ import openmm
 from numpy.typing import NDArray
 from openmm import app, unit
 
+from data_pipeline.entries.facts import inspect
 from data_pipeline.errors import EntryError, PipelineError
-from data_pipeline.facts import inspect
-from data_pipeline.prepare import Prepared, prepare, read_prepared, write_prepared
-from data_pipeline.systems import build_system, protein_mask
+from data_pipeline.systems.build import build_system, protein_mask
+from data_pipeline.systems.prepare import Prepared, prepare, read_prepared, write_prepared
 from forcefield_ml.errors import ConfigError, TopologyError
 
 MODE_OF = {"total": "solute", "solute_alone": "embedded", "reference_minus_mm": "correction"}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_pipeline.prepare import Prepared
+from data_pipeline.systems.prepare import Prepared
 from forcefield_ml.deploy.card import package_versions
 from forcefield_ml.deploy.openmm_force import choose_backend
 from forcefield_ml.simulation.build import Simulated

@@ -25,8 +25,8 @@ import openmm
 from openmm import unit
 from pydantic import Field, model_validator
 
-from data_pipeline.prepare import Prepared, read_prepared
-from data_pipeline.systems import DEFAULT_FORCE_FIELD
+from data_pipeline.systems.build import DEFAULT_FORCE_FIELD
+from data_pipeline.systems.prepare import Prepared, read_prepared
 from forcefield_ml import pretrained
 from forcefield_ml.config import StrictConfig
 from forcefield_ml.errors import ConfigError, UnstableError

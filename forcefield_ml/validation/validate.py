@@ -148,11 +148,11 @@ def label_structure(config: ValidationConfig, message: Message) -> Path:
 
     import h5py
 
+    from data_pipeline.dataset.pack import PackedEntry, pack
     from data_pipeline.errors import PipelineError
-    from data_pipeline.label import describe, label
-    from data_pipeline.pack import PackedEntry, pack
-    from data_pipeline.sample import relax, sample_thermal
-    from data_pipeline.systems import DEFAULT_FORCE_FIELD, protein_mask
+    from data_pipeline.labels.label import describe, label
+    from data_pipeline.systems.build import DEFAULT_FORCE_FIELD, protein_mask
+    from data_pipeline.systems.sample import relax, sample_thermal
     from forcefield_ml.simulation.build import solvated
 
     source = hashlib.sha256(config.input.read_bytes()).hexdigest()
@@ -206,8 +206,8 @@ def _sequence(path: Path, names: list[str]) -> str:
     """Return the sequence as deposited, which is what a model's card holds, or else that of the residues prepared."""
     import gemmi
 
+    from data_pipeline.entries.facts import inspect
     from data_pipeline.errors import EntryError
-    from data_pipeline.facts import inspect
 
     try:
         facts = inspect(path)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.prepare import Prepared, prepare
-from data_pipeline.sample import Frames, relax, sample_thermal
+from data_pipeline.systems.prepare import Prepared, prepare
+from data_pipeline.systems.sample import Frames, relax, sample_thermal
 
 MIRROR = Path(__file__).parents[2] / "examples" / "demo" / "mirror"
 
@@ -28,7 +28,7 @@ def crambin_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def crambin(crambin_file: Path) -> Prepared:
-    from data_pipeline.prepare import read_prepared
+    from data_pipeline.systems.prepare import read_prepared
 
     return read_prepared(crambin_file)
 

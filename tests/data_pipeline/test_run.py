@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.check import check
 from data_pipeline.config import PipelineConfig, load_config
+from data_pipeline.dataset.check import check
 from data_pipeline.errors import ConfigError, PipelineError
 from data_pipeline.run import _only_one, run
 

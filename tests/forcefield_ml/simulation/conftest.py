@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.prepare import Prepared, prepare
+from data_pipeline.systems.prepare import Prepared, prepare
 
 FRAGMENT = Path(__file__).parents[1] / "deploy" / "data" / "1aie_351_353.pdb"
 
@@ -22,6 +22,6 @@ def peptide_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def peptide(peptide_file: Path) -> Prepared:
     """The prepared system."""
-    from data_pipeline.prepare import read_prepared
+    from data_pipeline.systems.prepare import read_prepared
 
     return read_prepared(peptide_file)

@@ -5,7 +5,7 @@ import openmm
 import pytest
 from openmm import unit
 
-from data_pipeline.systems import build_system
+from data_pipeline.systems.build import build_system
 from forcefield_ml.errors import ConfigError, UnstableError
 from forcefield_ml.simulation.fire import minimise
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from openmm import unit
 
-from data_pipeline.prepare import read_prepared
+from data_pipeline.systems.prepare import read_prepared
 from forcefield_ml import models, pretrained
 from forcefield_ml.config import parse_config
 from forcefield_ml.deploy import bundle

@@ -1,0 +1,1 @@
+"""dataset.h5: written, proved, described."""
