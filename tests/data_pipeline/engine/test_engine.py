@@ -132,12 +132,14 @@ def test_workers_that_cannot_start_stop_the_run(tmp_path: Path, monkeypatch: pyt
 
 
 DEVICE_STAGE = """
+import multiprocessing
 import time
 
 import data_pipeline.systems.build
 
 chosen = []
-data_pipeline.systems.build.single_thread_platform = lambda *arguments: chosen.append(arguments)
+if multiprocessing.parent_process() is not None:  # not in the process of the tests
+    data_pipeline.systems.build.single_thread_platform = lambda *arguments: chosen.append(arguments)
 
 
 def work(out, after):
