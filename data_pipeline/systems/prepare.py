@@ -16,6 +16,7 @@ from openmm import app, unit
 
 from data_pipeline.errors import EntryError
 from data_pipeline.files import whole
+from data_pipeline.systems.box import BoxShape
 from data_pipeline.systems.build import DEFAULT_FORCE_FIELD
 from data_pipeline.systems.repair import Termini, repair
 from data_pipeline.systems.solvate import solvate
