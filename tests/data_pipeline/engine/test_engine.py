@@ -153,8 +153,6 @@ def test_each_worker_has_its_device(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """Two tasks at a time are on two devices; a third gets the one that was freed."""
     (tmp_path / "device_stage.py").write_text(DEVICE_STAGE)
     monkeypatch.syspath_prepend(tmp_path)
-    # What the stage's import replaces here, too, is put back after the test.
-    monkeypatch.setattr("data_pipeline.systems.single_thread_platform", single_thread_platform)
     import device_stage
 
     todo = [
