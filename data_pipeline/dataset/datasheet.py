@@ -218,7 +218,7 @@ def limits(config: Mapping[str, Any], protocol: str, force_field: str) -> list[s
         f"Residues are protonated by the pH{_given(prepare.get('ph'))} and their own standard pKa; their neighbours, "
         "and what the crystal says of hydrogens, do not count.",
         "Ligands, cofactors, metal ions and other chains are removed, also where they hold the protein together. "
-        "Modified residues become their standard parents, and of alternative locations the first is taken.",
+        "Modified residues become their standard parents, and of alternative locations the most occupied is taken.",
         f"Gaps inside the chain of up to {prepare.get('max_gap', 'some')} residues are modelled, not observed; missing "
         f"ends are {'modelled too' if prepare.get('add_missing_ends') else 'left out, so some termini are not real'}.",
         "Forces on atoms of water and ions are in the file but no targets.",
