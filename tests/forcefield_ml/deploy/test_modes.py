@@ -62,7 +62,8 @@ def test_solute(
     expected = eager_forces(deployed["fast"].eager, molecules)
     solvent = np.setdiff1d(np.arange(len(mm)), molecules.solute)
     expected[solvent] = mm[solvent]
-    assert per_atom(mm[molecules.solute], expected[molecules.solute], scale) > 0.1, "control: MM is another force"
+    # A hundred times what is allowed below; the scale depends on the water that happens to lie nearest.
+    assert per_atom(mm[molecules.solute], expected[molecules.solute], scale) > 100 * PER_ATOM, "control: MM differs"
     model = forcefield_ml.load(deployed["fast"].path)
     returned = model.add_to_system(system, molecules.topology, backend=backend)
     assert returned is system
