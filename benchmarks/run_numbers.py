@@ -26,9 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="run folder of `data-pipeline run`")
     parser.add_argument("-o", "--output", type=Path, help="Markdown file; printed where none is named")
+    parser.add_argument("--note", default="", help="what a reader must know about the run, under its times")
     options = parser.parse_args(arguments)
     given = [str(word) for word in (sys.argv[1:] if arguments is None else arguments)]
-    page = markdown(options.run, shlex.join(["python", "benchmarks/run_numbers.py", *given]))
+    page = markdown(options.run, options.note, shlex.join(["python", "benchmarks/run_numbers.py", *given]))
     if options.output is None:
         print(page, end="")
     else:
@@ -36,13 +37,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def markdown(folder: Path, command: str) -> str:
+def markdown(folder: Path, note: str, command: str) -> str:
     """Return the page.
 
     Parameters
     ----------
     folder
         A finished run.
+    note
+        What stands under the times.
     command
         What wrote it, for the page's head.
     """
@@ -67,6 +70,7 @@ def markdown(folder: Path, command: str) -> str:
         *(_dataset(protocol, one["datasheet"]) for protocol, one in summary["datasets"].items()),
         "## Time",
         _seconds(records, made),
+        *([note] if note else []),
         "## Entries",
         *(f"**{name}**: {' '.join(e for e in split if split[e] == name and e in made)}" for name in SPLITS),
     ]
