@@ -21,9 +21,9 @@ from data_pipeline.dataset.check import check as check_dataset
 from data_pipeline.dataset.datasheet import datasheet, find_summary, read_summary, write_datasheet
 from data_pipeline.entries.survey import Comparison, Survey, compare, is_criterion, survey
 from data_pipeline.errors import PipelineError
+from data_pipeline.files import write_json
 from data_pipeline.progress import show_progress
 from data_pipeline.run import run as run_pipeline
-from data_pipeline.run import write_json
 from data_pipeline.schema import SPLITS, SchemaError
 from data_pipeline.sources import open_source
 

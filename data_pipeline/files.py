@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -42,3 +44,14 @@ def remove_temporaries(folder: Path, older_than: float = 0.0) -> None:
         with suppress(FileNotFoundError):  # another process clears up, too
             if not older_than or time.time() - path.stat().st_mtime > older_than:
                 path.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file that appears complete or not at all."""
+    with whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON; see `write_text`."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

@@ -20,7 +20,7 @@ from data_pipeline.dataset.pack import PackedEntry, pack
 from data_pipeline.engine import Engine, Task, open_engine
 from data_pipeline.entries.selection import Selection, best_of_clusters, select
 from data_pipeline.errors import ConfigError, EntryError, PipelineError
-from data_pipeline.files import remove_temporaries, whole
+from data_pipeline.files import remove_temporaries, write_json, write_text
 from data_pipeline.labels.potential import check_potential
 from data_pipeline.ledger import FAILED, OK, REJECTED, Ledger, Record, sha256
 from data_pipeline.schema import ENTRY_ATTRIBUTES, ENTRY_FIELDS
@@ -400,17 +400,6 @@ def _open_engine(config: PipelineConfig, folder: Path) -> Engine:
     )
     reads = [Path(name) for name in named if Path(name).exists()]
     return open_engine(config.dask, config.workers, config.limits(), folder, reads)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file that appears complete or not at all."""
-    with whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON; see `write_text`."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 class _only_one:

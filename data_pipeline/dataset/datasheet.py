@@ -18,7 +18,7 @@ from data_pipeline.config import PipelineConfig
 from data_pipeline.dataset.check import read_entries
 from data_pipeline.dataset.tally import Tally
 from data_pipeline.errors import ConfigError
-from data_pipeline.files import whole
+from data_pipeline.files import write_text
 from data_pipeline.schema import ENTRY_FIELDS, SCHEMA_VERSION, SPLITS, SchemaError, open_dataset
 
 FORMAT = "forcefield-ml-datasheet"
@@ -98,8 +98,7 @@ def write_datasheet(
     page = _page(content)
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in (("datasheet.html", page), ("datasheet.json", json.dumps(content, indent=1, ensure_ascii=False))):
-        with whole(folder / name) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+        write_text(folder / name, text + "\n")
     return _numbers(content)
 
 

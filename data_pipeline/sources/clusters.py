@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data_pipeline.errors import ConfigError
-from data_pipeline.files import whole
+from data_pipeline.files import write_text
 from data_pipeline.ledger import sha256
 from data_pipeline.sources.http import Client, Damaged, Download
 from data_pipeline.sources.ids import normalise_id
@@ -105,8 +105,7 @@ def open_clusters(where: str, folder: Path, client: Client) -> ClusterFile:
     if kept is None:
         log.info("fetching %s", where)
         kept = client.download(where, path, MAX_BYTES, _verify)
-        with whole(note) as temporary:
-            temporary.write_text(json.dumps(asdict(kept), indent=1) + "\n", encoding="utf-8")
+        write_text(note, json.dumps(asdict(kept), indent=1) + "\n")
     return ClusterFile(path, f"{path.name} of {kept.date}, sha256 {kept.sha256[:16]}")
 
 

@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_pipeline.files import whole
+from data_pipeline.files import write_text
 from data_pipeline.sources.http import Client, FetchError
 from data_pipeline.sources.ids import is_id, normalise_id
 
@@ -172,8 +172,7 @@ def kept_search(client: Client, url: str, query: dict[str, Any], cache: Path, ma
         log.info("the search of %s is kept in %s: %d entries", kept.date, path, len(kept.ids))
         return kept
     answer = search(client, url, query)
-    with whole(path) as temporary:
-        temporary.write_text(json.dumps(asdict(answer), indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(asdict(answer), indent=1) + "\n")
     log.info("%s found %d entries", url, len(answer.ids))
     return answer
 

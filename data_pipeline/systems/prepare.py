@@ -15,7 +15,7 @@ import numpy as np
 from openmm import app, unit
 
 from data_pipeline.errors import EntryError
-from data_pipeline.files import whole
+from data_pipeline.files import write_text
 from data_pipeline.systems.box import BoxShape
 from data_pipeline.systems.build import DEFAULT_FORCE_FIELD
 from data_pipeline.systems.repair import Termini, repair
@@ -144,8 +144,7 @@ def write_prepared(topology: app.Topology, positions: np.ndarray, out: str | Pat
     lines = [line for line in buffer.getvalue().splitlines() if not line.startswith("# Created with OpenMM")]
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with whole(out) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(out, "\n".join(lines) + "\n")
 
 
 def read_prepared(path: str | Path) -> Prepared:
