@@ -15,13 +15,10 @@ from torch import Tensor, nn
 from forcefield_ml.graph.neighbour_matrix import NeighbourMatrix
 from forcefield_ml.graph.search import LIQUID_DENSITY
 from forcefield_ml.models.interface import Atoms, Capabilities, Features
-from forcefield_ml.nn.convolution import DenseConvolution
-from forcefield_ml.nn.edges import edges
+from forcefield_ml.nn.convolution import DenseConvolution, ElementConvolution
 from forcefield_ml.nn.embedding import ElementOneHot
-from forcefield_ml.nn.linear import SelfInteraction
 from forcefield_ml.nn.normalisation import EquivariantNorm
-from forcefield_ml.nn.radial import ExponentialNormalBasis, RadialNetwork
-from forcefield_ml.nn.spherical import spherical_harmonics
+from forcefield_ml.nn.pairs import PairGeometry, Pairs, leading
 
 
 class FastConfig(BaseModel):
@@ -41,38 +38,28 @@ class FastConfig(BaseModel):
 
 
 class FirstLayer(nn.Module):
-    """Element-wise densities around each atom, mixed into channels.
-
-    A_i,h,z^l = sum_j H_h(r_ij) Y^l(r_ij) [z_j = z]; scalars and vectors are linear in A^0 and A^1, gated by what the
-    scalars and the atom's own element say.
-    """
+    """Element-wise densities around each atom, mixed into channels and gated by the scalars and the own element."""
 
     def __init__(self, config: FastConfig, n_neighbours: float):
         super().__init__()
         n_elements, n_channels = len(config.elements), config.n_channels
-        self.n_channels = n_channels
-        self.radial = RadialNetwork(config.n_basis, config.n_first_units)
-        self.mix = SelfInteraction(config.n_first_units * n_elements, n_channels, 1)
+        self.convolution = ElementConvolution(
+            n_elements, config.n_basis, config.n_first_units, n_channels, n_neighbours
+        )
         self.norm = EquivariantNorm(n_channels, 1)
-        self.scale = n_neighbours**-0.5
         self.own = nn.Linear(n_elements, n_channels)
         self.update = nn.Sequential(
             nn.Linear(3 * n_channels, 2 * n_channels), nn.SiLU(), nn.Linear(2 * n_channels, 2 * n_channels)
         )
 
-    def forward(self, one_hot: Tensor, basis: Tensor, envelope: Tensor, harmonics: Tensor, indices: Tensor) -> Tensor:
-        """Return (n_out, C, 4) for the atoms of `indices` (n_out, K)."""
-        n_out, n_neighbours = indices.shape
-        units = self.radial(basis, envelope) * self.scale
-        filters = (units[:, :, None, :] * harmonics[:, None, :4, :]).view(n_out, -1, n_neighbours)
-        seen = one_hot.index_select(0, indices.reshape(-1)).view(n_out, n_neighbours, -1)
-        density = torch.bmm(filters, seen).view(n_out, -1, 4, seen.shape[2]).transpose(2, 3).reshape(n_out, -1, 4)
-        mixed = self.norm(self.mix(density))
-        vectors = mixed[:, :, 1:]
-        norms = (vectors.square().sum(-1) + 1e-6).sqrt()
-        own = self.own(one_hot[:n_out])
-        scalars, gates = self.update(torch.cat([mixed[:, :, 0], norms, own], dim=1)).chunk(2, dim=1)
-        return torch.cat([(scalars + own)[:, :, None], vectors * gates[:, :, None]], dim=2)
+    def forward(self, one_hot: Tensor, pairs: Pairs) -> Tensor:
+        """Return (n_out, 4, C) for the atoms that have a row in `pairs`."""
+        mixed = self.norm(self.convolution(one_hot, pairs))
+        vectors = mixed[:, 1:]
+        norms = (vectors.square().sum(1) + 1e-6).sqrt()
+        own = self.own(one_hot[: mixed.shape[0]])
+        scalars, gates = self.update(torch.cat([mixed[:, 0], norms, own], dim=1)).chunk(2, dim=1)
+        return torch.cat([(scalars + own)[:, None], vectors * gates[:, None]], dim=1)
 
 
 class InteractionLayer(nn.Module):
@@ -81,9 +68,8 @@ class InteractionLayer(nn.Module):
     def __init__(self, config: FastConfig, n_neighbours: float):
         super().__init__()
         n_channels = config.n_channels
-        self.radial = RadialNetwork(config.n_basis, config.n_units)
         self.convolution = DenseConvolution(
-            n_channels, config.filter_order, 1, 1, config.n_units, max(1, round(n_neighbours))
+            n_channels, config.filter_order, 1, 1, config.n_basis, config.n_units, max(1, round(n_neighbours))
         )
         self.norm = EquivariantNorm(n_channels, 1)
         self.mix = nn.Parameter(torch.randn(2 * n_channels, 2 * n_channels) * (2 * n_channels) ** -0.5)
@@ -91,20 +77,16 @@ class InteractionLayer(nn.Module):
             nn.Linear(4 * n_channels, 2 * n_channels), nn.SiLU(), nn.Linear(2 * n_channels, 2 * n_channels)
         )
 
-    def forward(self, features: Tensor, basis: Tensor, envelope: Tensor, harmonics: Tensor, indices: Tensor) -> Tensor:
-        """Return (n_out, C, 4) for the atoms of `indices` (n_out, K)."""
-        n_out = indices.shape[0]
-        units = self.radial(basis[:n_out], envelope[:n_out])
-        messages = self.norm(self.convolution(features, units, harmonics[:n_out], indices))
-        old = features[:n_out]
-        pairs = torch.matmul(self.mix, torch.cat([old[:, :, 1:], messages[:, :, 1:]], dim=1))
-        first, second = pairs.chunk(2, dim=1)
-        norms = (first.square().sum(-1) + 1e-6).sqrt()
-        products = (first * second).sum(-1)
-        scalars, gates = self.update(torch.cat([old[:, :, 0], messages[:, :, 0], norms, products], dim=1)).chunk(
-            2, dim=1
-        )
-        return old + torch.cat([scalars[:, :, None], second * gates[:, :, None]], dim=2)
+    def forward(self, features: Tensor, pairs: Pairs) -> Tensor:
+        """Return (n_out, 4, C) for the atoms that have a row in `pairs`."""
+        messages = self.norm(self.convolution(features, pairs))
+        old = features[: messages.shape[0]]
+        mixed = nn.functional.linear(torch.cat([old[:, 1:], messages[:, 1:]], dim=2), self.mix)
+        first, second = mixed.chunk(2, dim=2)
+        norms = (first.square().sum(1) + 1e-6).sqrt()
+        products = (first * second).sum(1)
+        scalars, gates = self.update(torch.cat([old[:, 0], messages[:, 0], norms, products], dim=1)).chunk(2, dim=1)
+        return old + torch.cat([scalars[:, None], second * gates[:, None]], dim=1)
 
 
 class FastNetwork(nn.Module):
@@ -114,10 +96,8 @@ class FastNetwork(nn.Module):
 
     def __init__(self, config: FastConfig):
         super().__init__()
-        self.cutoff = config.cutoff
-        self.filter_order = config.filter_order
         self.one_hot = ElementOneHot(list(config.elements), [])
-        self.basis = ExponentialNormalBasis(config.n_basis, r_max=config.cutoff)
+        self.geometry = PairGeometry(config.n_basis, config.cutoff, config.cutoff, config.filter_order)
         n_neighbours = LIQUID_DENSITY * 4.0 / 3.0 * math.pi * config.cutoff**3
         self.first = FirstLayer(config, n_neighbours)
         self.layers = nn.ModuleList([InteractionLayer(config, n_neighbours) for _ in range(config.n_layers - 1)])
@@ -139,14 +119,10 @@ class FastNetwork(nn.Module):
         )
 
     def forward(self, atoms: Atoms, neighbours: NeighbourMatrix, layer_sizes: List[int]) -> Features:
-        """Return scalars (n, C) and vectors (n, C, 3) on the first n = ``layer_sizes[-1]`` atoms."""
-        pairs = edges(neighbours, self.cutoff)
-        basis = self.basis(pairs.distances)
-        harmonics = spherical_harmonics(pairs.directions, self.filter_order)
+        """Return scalars (n, C) and vectors (n, 3, C) on the first n = ``layer_sizes[-1]`` atoms."""
+        pairs = self.geometry(neighbours)
         one_hot = self.one_hot(atoms.species).to(neighbours.vectors.dtype)
-        indices = neighbours.indices[: layer_sizes[0]]
-        features = self.first(one_hot, basis, pairs.envelope, harmonics, indices)
+        features = self.first(one_hot, leading(pairs, layer_sizes[0]))
         for layer, interaction in enumerate(self.layers):
-            indices = neighbours.indices[: layer_sizes[layer + 1]]
-            features = interaction(features, basis, pairs.envelope, harmonics, indices)
-        return Features(features[:, :, 0], features[:, :, 1:])
+            features = interaction(features, leading(pairs, layer_sizes[layer + 1]))
+        return Features(features[:, 0], features[:, 1:])

@@ -24,7 +24,7 @@ class VectorHead(nn.Module):
 
     def forward(self, features: Features) -> Prediction:
         """Return forces (n, 3) in kJ/mol/nm."""
-        forces = torch.einsum("c,ncx->nx", self.weights, features.vectors) * self.scale
+        forces = torch.matmul(features.vectors, self.weights) * self.scale
         return Prediction(forces, None, None)
 
 

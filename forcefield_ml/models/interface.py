@@ -66,7 +66,7 @@ class Features(NamedTuple):
     scalars
         (n, C), invariant.
     vectors
-        (n, C', 3), equivariant, components x, y, z; C' = 0 for a backbone of order 0.
+        (n, 3, C'), equivariant, components x, y, z; C' = 0 for a backbone of order 0.
     """
 
     scalars: Tensor

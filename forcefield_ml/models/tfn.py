@@ -13,13 +13,11 @@ from torch import Tensor, nn
 from forcefield_ml.graph.neighbour_matrix import NeighbourMatrix
 from forcefield_ml.models.interface import Atoms, Capabilities, Features
 from forcefield_ml.nn.convolution import DenseConvolution
-from forcefield_ml.nn.edges import edges
 from forcefield_ml.nn.embedding import ElementOneHot
 from forcefield_ml.nn.linear import SelfInteraction
 from forcefield_ml.nn.nonlinearity import Gate
 from forcefield_ml.nn.normalisation import EquivariantNorm
-from forcefield_ml.nn.radial import ExponentialNormalBasis, RadialNetwork
-from forcefield_ml.nn.spherical import spherical_harmonics
+from forcefield_ml.nn.pairs import PairGeometry, Pairs, leading
 
 
 class TensorFieldConfig(BaseModel):
@@ -56,24 +54,28 @@ class TensorFieldBlock(nn.Module):
         self.shared_size = (min(in_order, out_order) + 1) ** 2
         self.out_size = (out_order + 1) ** 2
         self.before = SelfInteraction(in_channels, in_channels, in_order)
-        self.radial = RadialNetwork(config.n_basis, config.n_units)
         self.convolution = DenseConvolution(
-            in_channels, config.order, in_order, out_order, config.n_units, config.n_neighbours, config.parity
+            in_channels,
+            config.order,
+            in_order,
+            out_order,
+            config.n_basis,
+            config.n_units,
+            config.n_neighbours,
+            config.parity,
         )
-        self.own = nn.Parameter(torch.ones(in_channels, 1))
+        self.own = nn.Parameter(torch.ones(in_channels))
         self.norm = EquivariantNorm(in_channels, out_order)
         self.after = SelfInteraction(in_channels, out_channels, out_order)
         self.gate = Gate(out_channels, out_order)
 
-    def forward(self, features: Tensor, basis: Tensor, envelope: Tensor, harmonics: Tensor, indices: Tensor) -> Tensor:
-        """Return (n_out, out_channels, out_size) for the atoms of `indices` (n_out, K)."""
-        n_out = indices.shape[0]
+    def forward(self, features: Tensor, pairs: Pairs) -> Tensor:
+        """Return (n_out, out_size, out_channels) for the atoms that have a row in `pairs`."""
         features = self.before(features)
-        units = self.radial(basis[:n_out], envelope[:n_out])
-        messages = self.convolution(features, units, harmonics[:n_out], indices)
+        messages = self.convolution(features, pairs)
         # the atom itself: a tensor field network's sum over points runs over j = i too, where Y is a constant
-        own = self.own * features[:n_out, :, : self.shared_size]
-        own = nn.functional.pad(own, [0, self.out_size - self.shared_size])
+        own = self.own * features[: messages.shape[0], : self.shared_size]
+        own = nn.functional.pad(own, [0, 0, 0, self.out_size - self.shared_size])
         return self.gate(self.after(self.norm(messages + own)))
 
 
@@ -87,7 +89,7 @@ class TensorFieldNetwork(nn.Module):
         self.order = config.order
         self.one_hot = ElementOneHot(list(config.elements), list(config.silent_elements))
         self.embed = SelfInteraction(self.one_hot.n_features, config.channels[0], 0)
-        self.basis = ExponentialNormalBasis(config.n_basis, r_max=0.8)
+        self.geometry = PairGeometry(config.n_basis, 0.8, 0.0, config.order)
         blocks = []
         in_channels, in_order = config.channels[0], 0
         for layer, out_channels in enumerate(config.channels):
@@ -117,11 +119,8 @@ class TensorFieldNetwork(nn.Module):
 
     def forward(self, atoms: Atoms, neighbours: NeighbourMatrix, layer_sizes: List[int]) -> Features:
         """Return one scalar and one vector (none for order 0) on the first ``layer_sizes[-1]`` atoms."""
-        pairs = edges(neighbours, 0.0)
-        basis = self.basis(pairs.distances)
-        harmonics = spherical_harmonics(pairs.directions, self.order)
-        features = self.embed(self.one_hot(atoms.species).to(neighbours.vectors.dtype)[:, :, None])
+        pairs = self.geometry(neighbours)
+        features = self.embed(self.one_hot(atoms.species).to(neighbours.vectors.dtype)[:, None, :])
         for layer, block in enumerate(self.blocks):
-            indices = neighbours.indices[: layer_sizes[layer]]
-            features = block(features, basis, pairs.envelope, harmonics, indices)
-        return Features(features[:, :, 0], features[:, :, 1:4])
+            features = block(features, leading(pairs, layer_sizes[layer]))
+        return Features(features[:, 0], features[:, 1:4])

@@ -1,26 +1,58 @@
-"""The equivariant convolution on the dense neighbour matrix, as two batched products."""
+"""Equivariant convolutions on the dense neighbour matrix: plain, as batched products, and compiled."""
 
 import math
-from typing import List
+from typing import Any, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 
+from forcefield_ml import kernels
+from forcefield_ml.nn.linear import SelfInteraction
+from forcefield_ml.nn.pairs import Pairs
+from forcefield_ml.nn.radial import RadialNetwork
 from forcefield_ml.nn.spherical import clebsch_gordan, coupling_paths
 
 CHUNK = 512
 """Atoms per batched product: their neighbours' features stay in the processor's cache."""
 
 
+class RadialTable:
+    """Keeps the radial weights of a compiled convolution as long as the parameters they come from do not change."""
+
+    def __init__(self) -> None:
+        self._made_of: Optional[Tuple[Any, ...]] = None
+        self._table: Optional[Tensor] = None
+
+    def get(self, module: nn.Module, make: Any) -> Tensor:
+        """Return ``make()``, or what it gave before; with gradients it is made anew."""
+        if torch.is_grad_enabled():
+            return make()  # type: ignore[no-any-return]
+        made_of = tuple((id(p), p._version, p.device) for p in module.parameters())
+        if self._table is None or made_of != self._made_of:
+            self._table, self._made_of = make(), made_of
+        return self._table
+
+    def __deepcopy__(self, memo: Any) -> "RadialTable":
+        return RadialTable()
+
+    def __getstate__(self) -> None:
+        return None
+
+    def __setstate__(self, state: None) -> None:
+        self.__init__()  # type: ignore[misc]
+
+
 class DenseConvolution(nn.Module):
     """Sum over neighbours of a tensor product of filter and features (a tensor field network's point convolution).
 
     V_i,c^o = K^-1/2 sum_j sum_{f,i} R_c^{f,i,o}(r_ij) C^{f,i,o} Y^f(r_ij) (x) V_j,c^i, with R linear in the units of a
-    `RadialNetwork`: R_c = sum_h W_hc H_h. The sum over neighbours is taken first, of the products H_h Y_m x_c,m', as
-    one matrix product per atom; weights and couplings then act once per atom instead of once per pair, and nothing
-    of size pairs x channels x paths exists.
+    `RadialNetwork`: R_c = sum_h W_hc H_h.
 
-    Features are packed as (n, C, (L + 1)^2): all orders up to L with the same number of channels.
+    Plain form: the sum over neighbours is taken first, of the products H_h Y_m x_m',c, as one matrix product per
+    atom; weights and couplings then act once per atom instead of once per pair, and nothing of size pairs x channels x
+    paths exists. Compiled form (`kernels`): pair by pair, R from a table.
+
+    Features are packed as (n, (L + 1)^2, C): all orders up to L with the same number of channels.
 
     Parameters
     ----------
@@ -28,8 +60,8 @@ class DenseConvolution(nn.Module):
         C.
     filter_order, in_order, out_order
         Largest order of the harmonics, the input and the output.
-    n_units
-        Units of the radial network.
+    n_basis, n_units
+        Functions of the radial basis, units of the radial network.
     n_neighbours
         Typical K, for the normalisation only.
     parity
@@ -41,6 +73,8 @@ class DenseConvolution(nn.Module):
     """
 
     couplings: Tensor
+    scales: Tensor
+    columns: Tensor
 
     def __init__(
         self,
@@ -48,6 +82,7 @@ class DenseConvolution(nn.Module):
         filter_order: int,
         in_order: int,
         out_order: int,
+        n_basis: int,
         n_units: int,
         n_neighbours: int,
         parity: str = "O3",
@@ -61,49 +96,138 @@ class DenseConvolution(nn.Module):
         self.out_size = (out_order + 1) ** 2
         paths = coupling_paths(filter_order, in_order, out_order, parity)
         couplings = torch.zeros(len(paths), self.filter_size, self.in_size, self.out_size, dtype=torch.float64)
+        norms = []
         for index, (f, i, o) in enumerate(paths):
             n_into = sum(1 for path in paths if path[2] == o)
-            couplings[index, f * f : (f + 1) ** 2, i * i : (i + 1) ** 2, o * o : (o + 1) ** 2] = clebsch_gordan(
-                f, i, o
-            ) / math.sqrt(n_into * n_units * n_neighbours)
+            norms.append(1 / math.sqrt(n_into * n_units * n_neighbours))
+            couplings[index, f * f : (f + 1) ** 2, i * i : (i + 1) ** 2, o * o : (o + 1) ** 2] = (
+                clebsch_gordan(f, i, o) * norms[-1]
+            )
         self.register_buffer("couplings", couplings, persistent=False)  # float64, so that .double() is exact
+        self.radial = RadialNetwork(n_basis, n_units)
         self.weights = nn.Parameter(torch.randn(len(paths), n_units, n_channels))
+        self._kernel = kernels.Convolution(paths, n_channels, filter_order, in_order, out_order)
+        self._radial_table = RadialTable()
+        scales = torch.tensor(self._kernel.scales) * torch.tensor(norms)
+        self.register_buffer("scales", scales[:, None, None], persistent=False)
+        self.register_buffer("columns", torch.tensor(self._kernel.order), persistent=False)
 
-    def forward(self, features: Tensor, units: Tensor, harmonics: Tensor, indices: Tensor) -> Tensor:
-        """Return (n_out, C, out_size).
+    def forward(self, features: Tensor, pairs: Pairs) -> Tensor:
+        """Return (n, out_size, C) for the n rows of the pairs.
 
         Parameters
         ----------
         features
-            (n_in, C, in_size), of every atom that a row of `indices` names.
-        units
-            (n, n_units, K) of the radial network, zero where there is no neighbour; n >= n_out.
-        harmonics
-            (n, at least filter_size, K).
-        indices
-            (n_out, K).
+            (n_in, in_size, C), of every atom that a row names.
+        pairs
+            With harmonics up to at least the filter's order in the plain form.
         """
-        n_out, n_neighbours = indices.shape
+        if not torch.jit.is_scripting():
+            if pairs.tabulated:
+                return self._compiled(features, pairs)
+        return self._plain(features, pairs)
+
+    def _plain(self, features: Tensor, pairs: Pairs) -> Tensor:
+        n_out, n_neighbours = pairs.indices.shape
+        units = self.radial(pairs.basis, pairs.envelope)
+        harmonics = pairs.harmonics[:, : self.filter_size]
         # (C, units * filter_size * in_size, out_size): weights and couplings act as one matrix per channel
         mixing = torch.einsum("phc,pfio->chfio", self.weights, self.couplings.to(self.weights.dtype)).reshape(
             self.n_channels, self.n_units * self.filter_size * self.in_size, self.out_size
         )
-        flat = features.reshape(features.shape[0], self.n_channels * self.in_size)
+        flat = features.reshape(features.shape[0], self.in_size * self.n_channels)
         results: List[Tensor] = []
         for start in range(0, n_out, self.chunk):
             stop = min(start + self.chunk, n_out)
             size = stop - start
-            seen = flat.index_select(0, indices[start:stop].reshape(-1)).view(size, n_neighbours, -1)
-            filters = (units[start:stop, :, None, :] * harmonics[start:stop, None, : self.filter_size, :]).reshape(
+            seen = flat.index_select(0, pairs.indices[start:stop].reshape(-1)).view(size, n_neighbours, -1)
+            filters = (units[start:stop, :, None, :] * harmonics[start:stop, None, :, :]).reshape(
                 size, self.n_units * self.filter_size, n_neighbours
             )
-            summed = torch.bmm(filters, seen)  # (size, units * filter_size, C * in_size)
+            summed = torch.bmm(filters, seen)  # (size, units * filter_size, in_size * C)
             by_channel = (
-                summed.view(size, self.n_units * self.filter_size, self.n_channels, self.in_size)
-                .permute(2, 0, 1, 3)
-                .reshape(self.n_channels, size, self.n_units * self.filter_size * self.in_size)
+                summed.view(size, self.n_units * self.filter_size * self.in_size, self.n_channels)
+                .permute(2, 0, 1)
+                .contiguous()
             )
-            results.append(torch.bmm(by_channel, mixing).permute(1, 0, 2))
+            results.append(torch.bmm(by_channel, mixing).permute(1, 2, 0))
         if len(results) == 0:
-            return features.new_zeros(0, self.n_channels, self.out_size)
-        return torch.cat(results)
+            return features.new_zeros(0, self.out_size, self.n_channels)
+        return torch.cat(results).contiguous()
+
+    @torch.jit.unused
+    def _compiled(self, features: Tensor, pairs: Pairs) -> Tensor:
+        def make() -> Tensor:
+            units = self.radial(pairs.basis, pairs.envelope)[0]  # (units, nodes)
+            weights = (self.weights * self.scales).transpose(0, 1).reshape(self.n_units, -1)
+            return units.T @ weights[:, self.columns]
+
+        table = self._radial_table.get(self, make)
+        first = kernels.table_first(pairs.cutoff)
+        return self._kernel(features, table, pairs.indices, pairs.vectors, pairs.mask, first)
+
+
+class ElementConvolution(nn.Module):
+    """The first layer's sum over neighbours, which know nothing yet but their element.
+
+    V_i,c^l = K^-1/2 sum_j sum_h W^l_c,h,z_j H_h(r_ij) Y^l(r_ij) (+ b_c for l = 0), for l = 0, 1: each element has
+    radial weights of its own.
+
+    Parameters
+    ----------
+    n_elements
+        Z.
+    n_basis, n_units
+        Functions of the radial basis, units of the radial network.
+    n_channels
+        C.
+    n_neighbours
+        Typical K, for the normalisation only.
+    """
+
+    columns: Tensor
+
+    def __init__(self, n_elements: int, n_basis: int, n_units: int, n_channels: int, n_neighbours: float):
+        super().__init__()
+        self.n_units, self.n_elements, self.n_channels = n_units, n_elements, n_channels
+        self.radial = RadialNetwork(n_basis, n_units)
+        self.mix = SelfInteraction(n_units * n_elements, n_channels, 1)
+        self.scale = n_neighbours**-0.5
+        self._kernel = kernels.Convolution(((0, 0, 0), (1, 0, 1)), n_channels, 1, 0, 1, kinds=True)
+        self._radial_table = RadialTable()
+        self.register_buffer("columns", torch.tensor(self._kernel.order), persistent=False)
+
+    def forward(self, one_hot: Tensor, pairs: Pairs) -> Tensor:
+        """Return (n, 4, C) for the n rows of the pairs.
+
+        Parameters
+        ----------
+        one_hot
+            (n_in, Z), of every atom that a row names.
+        pairs
+            With harmonics up to at least order 1 in the plain form.
+        """
+        if not torch.jit.is_scripting():
+            if pairs.tabulated:
+                return self._compiled(one_hot, pairs)
+        return self._plain(one_hot, pairs)
+
+    def _plain(self, one_hot: Tensor, pairs: Pairs) -> Tensor:
+        n_out, n_neighbours = pairs.indices.shape
+        units = self.radial(pairs.basis, pairs.envelope) * self.scale
+        filters = (units[:, None, :, :] * pairs.harmonics[:, :4, None, :]).view(n_out, -1, n_neighbours)
+        seen = one_hot.index_select(0, pairs.indices.reshape(-1)).view(n_out, n_neighbours, self.n_elements)
+        return self.mix(torch.bmm(filters, seen).view(n_out, 4, self.n_units * self.n_elements))
+
+    @torch.jit.unused
+    def _compiled(self, one_hot: Tensor, pairs: Pairs) -> Tensor:
+        def make() -> Tensor:
+            units = self.radial(pairs.basis, pairs.envelope)[0] * self.scale  # (units, nodes)
+            weights = self.mix.weights.view(2, self.n_channels, self.n_units, self.n_elements).permute(3, 2, 0, 1)
+            return torch.matmul(units.T, weights.reshape(self.n_elements, self.n_units, -1)[:, :, self.columns])
+
+        table = self._radial_table.get(self, make)
+        kinds = one_hot.argmax(1).int()
+        first = kernels.table_first(pairs.cutoff)
+        summed = self._kernel(None, table, pairs.indices, pairs.vectors, pairs.mask, first, kinds)
+        return torch.cat([summed[:, :1] + self.mix.bias, summed[:, 1:]], dim=1)

@@ -16,7 +16,7 @@ class SelfInteraction(nn.Module):
     in_channels, out_channels
         C and C'.
     order
-        Largest order L of the packed features (n, C, (L + 1)^2).
+        Largest order L of the packed features (n, (L + 1)^2, C).
 
     References
     ----------
@@ -30,11 +30,11 @@ class SelfInteraction(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_channels))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return (n, C', (L + 1)^2) for features (n, C, (L + 1)^2)."""
-        scalars = nn.functional.linear(features[:, :, 0], self.weights[0], self.bias)[:, :, None]
+        """Return (n, (L + 1)^2, C') for features (n, (L + 1)^2, C)."""
+        scalars = nn.functional.linear(features[:, :1], self.weights[0], self.bias)
         if self.order == 0:
             return scalars
         parts = [scalars]
         for order in range(1, self.order + 1):
-            parts.append(torch.matmul(self.weights[order], features[:, :, order * order : (order + 1) * (order + 1)]))
-        return torch.cat(parts, dim=2)
+            parts.append(nn.functional.linear(features[:, order * order : (order + 1) ** 2], self.weights[order]))
+        return torch.cat(parts, dim=1)

@@ -15,7 +15,7 @@ class Gate(nn.Module):
     n_channels
         C.
     order
-        Largest order L of the packed features (n, C, (L + 1)^2).
+        Largest order L of the packed features (n, (L + 1)^2, C).
 
     References
     ----------
@@ -29,11 +29,12 @@ class Gate(nn.Module):
         self.gates = nn.Linear(n_channels, n_channels * order) if order > 0 else nn.Identity()
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return features of the same shape (n, C, (L + 1)^2)."""
-        scalars = features[:, :, 0]
-        outputs = [nn.functional.silu(scalars)[:, :, None]]
+        """Return features of the same shape (n, (L + 1)^2, C)."""
+        scalars = features[:, :1]
+        outputs = [nn.functional.silu(scalars)]
         if self.order > 0:
-            gates = torch.sigmoid(self.gates(scalars)).view(-1, self.order, self.n_channels)
+            gates = torch.sigmoid(self.gates(scalars))
             for order in range(1, self.order + 1):
-                outputs.append(features[:, :, order * order : (order + 1) * (order + 1)] * gates[:, order - 1, :, None])
-        return torch.cat(outputs, dim=2)
+                gate = gates[:, :, (order - 1) * self.n_channels : order * self.n_channels]
+                outputs.append(features[:, order * order : (order + 1) ** 2] * gate)
+        return torch.cat(outputs, dim=1)

@@ -17,7 +17,7 @@ class EquivariantNorm(nn.Module):
     n_channels
         C.
     order
-        Largest order L of the packed features (n, C, (L + 1)^2).
+        Largest order L of the packed features (n, (L + 1)^2, C).
     momentum
         Share of a new batch in the running statistics.
 
@@ -40,13 +40,13 @@ class EquivariantNorm(nn.Module):
         self.register_buffer("n_batches", torch.zeros((), dtype=torch.int64))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return features of the same shape (n, C, (L + 1)^2)."""
+        """Return features of the same shape (n, (L + 1)^2, C)."""
         mean, variance = self.mean, self.variance
         if self.training and features.shape[0] > 1:
-            mean = features[:, :, 0].mean(0)
-            parts = [(features[:, :, 0] - mean).square().mean(0)]
+            mean = features[:, 0].mean(0)
+            parts = [(features[:, 0] - mean).square().mean(0)]
             for order in range(1, self.order + 1):
-                parts.append(features[:, :, order * order : (order + 1) * (order + 1)].square().mean(2).mean(0))
+                parts.append(features[:, order * order : (order + 1) ** 2].square().mean(1).mean(0))
             variance = torch.stack(parts)
             # the first batch sets the statistics, later ones are averaged in
             share = self.momentum if int(self.n_batches) > 0 else 1.0
@@ -55,7 +55,7 @@ class EquivariantNorm(nn.Module):
                 self.variance.lerp_(variance.detach(), share)
                 self.n_batches.add_(1)
         scale = (variance + self.epsilon).rsqrt()
-        outputs = [((features[:, :, 0] - mean) * scale[0])[:, :, None]]
+        outputs = [(features[:, :1] - mean) * scale[0]]
         for order in range(1, self.order + 1):
-            outputs.append(features[:, :, order * order : (order + 1) * (order + 1)] * scale[order][:, None])
-        return torch.cat(outputs, dim=2)
+            outputs.append(features[:, order * order : (order + 1) ** 2] * scale[order])
+        return torch.cat(outputs, dim=1)

@@ -1,0 +1,109 @@
+"""What every layer needs of the pairs: radial basis, cutoff envelope, harmonics; or only where to look them up."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from forcefield_ml import kernels
+from forcefield_ml.graph.neighbour_matrix import NeighbourMatrix
+from forcefield_ml.nn.radial import ExponentialNormalBasis, cosine_envelope
+from forcefield_ml.nn.spherical import spherical_harmonics
+
+
+class Pairs(NamedTuple):
+    """Geometry of the leading n rows of a neighbour matrix.
+
+    In the plain form `basis`, `envelope` and `harmonics` hold a value for each pair. In the tabulated form the
+    compiled kernels work from the vectors: basis and envelope are those of a table's nodes, one row of
+    `kernels.N_NODES`, and there are no harmonics.
+
+    Attributes
+    ----------
+    indices, vectors, mask
+        (n, K), (n, K, 3) nm, (n, K), of the neighbour matrix.
+    basis
+        (n, n_basis, K), or (1, n_basis, nodes).
+    envelope
+        (n, K), or (1, nodes): 1 for a neighbour, 0 for an empty place; falling smoothly to 0 at the cutoff if the
+        graph has one.
+    harmonics
+        (n, (order + 1)², K), or empty.
+    cutoff
+        nm; 0 for a nearest-K graph.
+    tabulated
+        Which form this is.
+    """
+
+    indices: Tensor
+    vectors: Tensor
+    mask: Tensor
+    basis: Tensor
+    envelope: Tensor
+    harmonics: Tensor
+    cutoff: float
+    tabulated: bool
+
+
+def leading(pairs: Pairs, n: int) -> Pairs:
+    """Return the first n rows."""
+    if pairs.indices.shape[0] == n:
+        return pairs
+    indices, vectors, mask = pairs.indices[:n], pairs.vectors[:n], pairs.mask[:n]
+    if pairs.tabulated:
+        return Pairs(indices, vectors, mask, pairs.basis, pairs.envelope, pairs.harmonics, pairs.cutoff, True)
+    return Pairs(
+        indices, vectors, mask, pairs.basis[:n], pairs.envelope[:n], pairs.harmonics[:n], pairs.cutoff, False
+    )
+
+
+class PairGeometry(nn.Module):
+    """From a neighbour matrix to `Pairs`; decides which form the whole network runs in.
+
+    Parameters
+    ----------
+    n_basis
+        Radial functions.
+    r_max
+        nm, where their resolution ends.
+    cutoff
+        nm; 0 for a nearest-K graph, which has no smooth edge.
+    order
+        Largest order of the harmonics.
+    """
+
+    table_basis: Tensor
+    table_envelope: Tensor
+
+    def __init__(self, n_basis: int, r_max: float, cutoff: float, order: int):
+        super().__init__()
+        self.basis = ExponentialNormalBasis(n_basis, r_max)
+        self.cutoff = cutoff
+        self.order = order
+        distances = kernels.table_distances(cutoff)[None]
+        envelope = torch.ones_like(distances) if cutoff == 0 else cosine_envelope(distances, cutoff)
+        self.register_buffer("table_basis", self.basis(distances), persistent=False)
+        self.register_buffer("table_envelope", envelope, persistent=False)
+
+    def forward(self, neighbours: NeighbourMatrix) -> Pairs:
+        """Return the geometry of all rows."""
+        if not torch.jit.is_scripting():
+            if kernels.serves(neighbours.vectors):
+                none = neighbours.vectors.new_zeros(0)
+                return Pairs(*neighbours, self.table_basis, self.table_envelope, none, self.cutoff, True)
+        squared = neighbours.vectors.square().sum(-1)
+        distances = torch.where(neighbours.mask, squared, torch.ones_like(squared)).sqrt()
+        envelope = neighbours.mask.to(distances.dtype)
+        if self.cutoff > 0.0:
+            envelope = envelope * cosine_envelope(distances, self.cutoff)
+        directions = neighbours.vectors / distances[:, :, None]
+        return Pairs(
+            neighbours.indices,
+            neighbours.vectors,
+            neighbours.mask,
+            self.basis(distances),
+            envelope,
+            spherical_harmonics(directions, self.order),
+            self.cutoff,
+            False,
+        )
