@@ -205,9 +205,7 @@ class _Convolve(torch.autograd.Function):
         inputs = (features, table.contiguous(), indices.contiguous(), vectors.contiguous(), mask.contiguous())
         out = vectors.new_empty(indices.shape[0], (spec.out_order + 1) ** 2, spec.n_channels)
         library = _library(spec, _width(indices.shape[1]))
-        library.forward(
-            *_common(spec, (*inputs, first, kinds)), _pointer(out), ctypes.c_int32(torch.get_num_threads())
-        )
+        library.forward(*_common(spec, (*inputs, first, kinds)), _pointer(out), ctypes.c_int32(torch.get_num_threads()))
         ctx.save_for_backward(*inputs, kinds)
         ctx.first, ctx.spec = first, spec
         return out

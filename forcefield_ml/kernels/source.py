@@ -55,7 +55,7 @@ def weight_order(n_paths: int, n_channels: int) -> list[int]:
 
     ``row = flat[weight_order(...)]`` brings path-major weights into the kernel's order.
     """
-    order = []
+    order: list[int] = []
     for start, lanes in channel_blocks(n_channels):
         for path in range(n_paths):
             order.extend(range(path * n_channels + start, path * n_channels + start + lanes))
@@ -68,11 +68,11 @@ class _Factors:
 
     forms: dict[tuple[tuple[int, float], ...], int] = field(default_factory=dict)
 
-    def name(self, coefficients: NDArray[np.float64], f: int) -> str | None:
-        """Return C for a factor, None for zero."""
+    def name(self, coefficients: NDArray[np.float64], f: int) -> str:
+        """Return C for a factor, nothing for zero."""
         terms = [(f * f + m, float(c)) for m, c in enumerate(coefficients) if abs(c) > TINY]
         if not terms:
-            return None
+            return ""
         if f == 0:
             return number(terms[0][1])
         key = tuple((m, round(c, 9)) for m, c in terms)
@@ -92,7 +92,7 @@ def _sum(terms: Sequence[str]) -> str:
     return " + ".join(terms)
 
 
-def _path_factors(path: Path, factors: _Factors) -> list[list[str | None]]:
+def _path_factors(path: Path, factors: _Factors) -> list[list[str]]:
     """Return Z[m'][m''] of a path as C."""
     f, i, o = path.orders
     return [[factors.name(path.couplings[:, a, b], f) for b in range(2 * o + 1)] for a in range(2 * i + 1)]
@@ -100,7 +100,7 @@ def _path_factors(path: Path, factors: _Factors) -> list[list[str | None]]:
 
 def _forward_lines(paths: Sequence[Path], factors: _Factors, has_features: bool) -> list[str]:
     """Return the statements of one pair and one block of channels: out += R (Z (x) x)."""
-    lines = []
+    lines: list[str] = []
     for p, path in enumerate(paths):
         _, i, o = path.orders
         z = _path_factors(path, factors)
@@ -121,7 +121,7 @@ def _forward_lines(paths: Sequence[Path], factors: _Factors, has_features: bool)
 
 def _backward_lines(paths: Sequence[Path], factors: _Factors, has_features: bool) -> list[str]:
     """Return the statements of one pair and one block: dw_p, and dx += R (Z^T g)."""
-    lines = []
+    lines: list[str] = []
     for p, path in enumerate(paths):
         _, i, o = path.orders
         z = _path_factors(path, factors)
@@ -350,9 +350,7 @@ def convolution_source(
         ]
         weights = []
         for p in range(len(paths)):
-            loads = " ".join(
-                f"V a{q}; memcpy(&a{q}, t0 + {q * row_size + p * lanes}, {size});" for q in range(4)
-            )
+            loads = " ".join(f"V a{q}; memcpy(&a{q}, t0 + {q * row_size + p * lanes}, {size});" for q in range(4))
             weights.append(f"V w{p}; {{ {loads} w{p} = c0 * a0 + c1 * a1 + c2 * a2 + c3 * a3; }}")
         common = {
             "lanes": lanes,
@@ -385,7 +383,9 @@ def convolution_source(
             BACKWARD.format(
                 **common,
                 weights="" if kinds else "\n        ".join(weights),
-                load_gradient=" ".join(f"V g{b}; memcpy(&g{b}, gradient + {b * n_channels}, {size});" for b in range(n_out)),
+                load_gradient=" ".join(
+                    f"V g{b}; memcpy(&g{b}, gradient + {b * n_channels}, {size});" for b in range(n_out)
+                ),
                 declare_dx="" if kinds else " ".join(f"V dx{m} = ZERO;" for m in range(n_in)),
                 statements="\n        ".join(backward),
                 store_dx="\n        ".join(store_dx),

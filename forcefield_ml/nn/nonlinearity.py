@@ -36,5 +36,5 @@ class Gate(nn.Module):
             gates = torch.sigmoid(self.gates(scalars))
             for order in range(1, self.order + 1):
                 gate = gates[:, :, (order - 1) * self.n_channels : order * self.n_channels]
-                outputs.append(features[:, order * order : (order + 1) ** 2] * gate)
+                outputs.append(features[:, order * order : (order + 1) * (order + 1)] * gate)
         return torch.cat(outputs, dim=1)

@@ -46,7 +46,7 @@ class EquivariantNorm(nn.Module):
             mean = features[:, 0].mean(0)
             parts = [(features[:, 0] - mean).square().mean(0)]
             for order in range(1, self.order + 1):
-                parts.append(features[:, order * order : (order + 1) ** 2].square().mean(1).mean(0))
+                parts.append(features[:, order * order : (order + 1) * (order + 1)].square().mean(1).mean(0))
             variance = torch.stack(parts)
             # the first batch sets the statistics, later ones are averaged in
             share = self.momentum if int(self.n_batches) > 0 else 1.0
@@ -57,5 +57,5 @@ class EquivariantNorm(nn.Module):
         scale = (variance + self.epsilon).rsqrt()
         outputs = [(features[:, :1] - mean) * scale[0]]
         for order in range(1, self.order + 1):
-            outputs.append(features[:, order * order : (order + 1) ** 2] * scale[order])
+            outputs.append(features[:, order * order : (order + 1) * (order + 1)] * scale[order])
         return torch.cat(outputs, dim=1)

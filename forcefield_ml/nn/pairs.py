@@ -52,9 +52,7 @@ def leading(pairs: Pairs, n: int) -> Pairs:
     indices, vectors, mask = pairs.indices[:n], pairs.vectors[:n], pairs.mask[:n]
     if pairs.tabulated:
         return Pairs(indices, vectors, mask, pairs.basis, pairs.envelope, pairs.harmonics, pairs.cutoff, True)
-    return Pairs(
-        indices, vectors, mask, pairs.basis[:n], pairs.envelope[:n], pairs.harmonics[:n], pairs.cutoff, False
-    )
+    return Pairs(indices, vectors, mask, pairs.basis[:n], pairs.envelope[:n], pairs.harmonics[:n], pairs.cutoff, False)
 
 
 class PairGeometry(nn.Module):

@@ -9,6 +9,7 @@ from e3nn import o3
 from forcefield_ml.nn.convolution import DenseConvolution
 from forcefield_ml.nn.linear import SelfInteraction
 from forcefield_ml.nn.normalisation import EquivariantNorm
+from forcefield_ml.nn.pairs import Pairs
 from forcefield_ml.nn.radial import cosine_envelope
 from forcefield_ml.nn.spherical import clebsch_gordan, coupling_paths, spherical_harmonics
 
@@ -32,10 +33,12 @@ def test_harmonics_are_e3nns() -> None:
 def test_convolution_is_the_sum_over_pairs(parity: str) -> None:
     """The two batched products equal the tensor product summed pair by pair, path by path, by einsum."""
     n, k, c, h = 7, 5, 3, 4
-    layer = DenseConvolution(c, 2, 2, 2, h, k, parity)
-    features, units = torch.randn(n, c, 9), torch.randn(n, h, k)
+    layer = DenseConvolution(c, 2, 2, 2, 6, h, k, parity)
+    features, basis = torch.randn(n, 9, c), torch.randn(n, 6, k)
     harmonics, indices = torch.randn(n, 9, k), torch.randint(n, (n, k))
-    expected = torch.zeros(n, c, 9)
+    pairs = Pairs(indices, torch.zeros(n, k, 3), torch.ones(n, k) > 0, basis, torch.rand(n, k), harmonics, 0.0, False)
+    units = layer.radial(pairs.basis, pairs.envelope)
+    expected = torch.zeros(n, 9, c)
     paths = coupling_paths(2, 2, 2, parity)
     for p, (lf, li, lo) in enumerate(paths):
         into = sum(1 for path in paths if path[2] == lo)
@@ -44,10 +47,10 @@ def test_convolution_is_the_sum_over_pairs(parity: str) -> None:
             for slot in range(k):
                 radial = units[i, :, slot] @ layer.weights[p]  # (c,)
                 y = harmonics[i, lf * lf : (lf + 1) ** 2, slot]
-                x = features[indices[i, slot], :, li * li : (li + 1) ** 2]
-                product = torch.einsum("f,cm,fmo->co", y, x, coupling)
-                expected[i, :, lo * lo : (lo + 1) ** 2] += radial[:, None] * product
-    assert torch.allclose(layer(features, units, harmonics, indices), expected, atol=1e-10)
+                x = features[indices[i, slot], li * li : (li + 1) ** 2]
+                product = torch.einsum("f,mc,fmo->oc", y, x, coupling)
+                expected[i, lo * lo : (lo + 1) ** 2] += radial * product
+    assert torch.allclose(layer(features, pairs), expected, atol=1e-10)
 
 
 def test_paths_of_order_one() -> None:
@@ -60,24 +63,24 @@ def test_self_interaction_mixes_channels_only() -> None:
     """One matrix per order on all its components; the bias on scalars alone."""
     layer = SelfInteraction(3, 2, 2)
     torch.nn.init.normal_(layer.bias)
-    x = torch.randn(4, 3, 9)
+    x = torch.randn(4, 9, 3)
     y = layer(x)
-    assert torch.allclose(y[:, :, 0], x[:, :, 0] @ layer.weights[0].T + layer.bias)
+    assert torch.allclose(y[:, 0], x[:, 0] @ layer.weights[0].T + layer.bias)
     for component in range(1, 9):
         order = 1 if component < 4 else 2
-        assert torch.allclose(y[:, :, component], x[:, :, component] @ layer.weights[order].T)
+        assert torch.allclose(y[:, component], x[:, component] @ layer.weights[order].T)
 
 
 def test_norm_uses_the_batch_then_the_running_mean() -> None:
     """After the first training batch, evaluation reproduces that batch's normalisation: unit variance."""
     layer = EquivariantNorm(3, 1)
-    x = torch.randn(500, 3, 4) * torch.tensor([1.0, 5.0, 0.1])[:, None] + 0.3
+    x = torch.randn(500, 4, 3) * torch.tensor([1.0, 5.0, 0.1]) + 0.3
     layer.train()
     trained = layer(x)
     layer.eval()
     assert torch.allclose(layer(x), trained)
-    assert torch.allclose(trained[:, :, 0].mean(0), torch.zeros(3), atol=1e-9)
-    assert torch.allclose(trained[:, :, 1:].square().mean((0, 2)), torch.ones(3), atol=1e-3)
+    assert torch.allclose(trained[:, 0].mean(0), torch.zeros(3), atol=1e-9)
+    assert torch.allclose(trained[:, 1:].square().mean((0, 1)), torch.ones(3), atol=1e-3)
 
 
 def test_envelope_ends_smoothly() -> None:
