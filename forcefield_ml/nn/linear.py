@@ -36,5 +36,7 @@ class SelfInteraction(nn.Module):
             return scalars
         parts = [scalars]
         for order in range(1, self.order + 1):
-            parts.append(nn.functional.linear(features[:, order * order : (order + 1) * (order + 1)], self.weights[order]))
+            parts.append(
+                nn.functional.linear(features[:, order * order : (order + 1) * (order + 1)], self.weights[order])
+            )
         return torch.cat(parts, dim=1)

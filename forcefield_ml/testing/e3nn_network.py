@@ -218,7 +218,7 @@ def weights_of(model: Model) -> dict[str, Tensor]:
     """
     config = _config(model)
     state = model.state_dict(keep_vars=True)
-    basis = model.backbone.basis
+    basis = model.backbone.geometry.basis
     weights = {
         "centres": basis.centres,
         "beta": torch.tensor(basis.beta, dtype=torch.float64),
@@ -232,14 +232,14 @@ def weights_of(model: Model) -> dict[str, Tensor]:
         out_order = min(config.order, 1) if layer == len(config.channels) - 1 else config.order
         if layer > 0:
             weights |= _linear(f"{plain}.before", state[f"{ours}.before.weights"], state[f"{ours}.before.bias"])
-        weights[f"{plain}.radial.0.weight"] = state[f"{ours}.radial.hidden.weight"]
-        weights[f"{plain}.radial.0.bias"] = state[f"{ours}.radial.hidden.bias"]
+        weights[f"{plain}.radial.0.weight"] = state[f"{ours}.convolution.radial.hidden.weight"]
+        weights[f"{plain}.radial.0.bias"] = state[f"{ours}.convolution.radial.hidden.bias"]
         # ours couples (filter, features), e3nn here (features, filter): an exchange gives Wigner's 3j a sign
         paths = coupling_paths(config.order, in_order, out_order, config.parity)
         factors = state[f"{ours}.convolution.weights"].new_tensor([(-1.0) ** sum(path) for path in paths])
         mixing = state[f"{ours}.convolution.weights"] * factors[:, None, None] / math.sqrt(config.n_units)
         weights[f"{plain}.radial.2.weight"] = mixing.transpose(1, 2).flatten(0, 1)  # (paths * C, units)
-        weights[f"{plain}.own"] = state[f"{ours}.own"][:, 0]
+        weights[f"{plain}.own"] = state[f"{ours}.own"]
         weights[f"{plain}.norm.running_mean"] = state[f"{ours}.norm.mean"]
         weights[f"{plain}.norm.running_var"] = state[f"{ours}.norm.variance"].flatten()
         weights |= _linear(f"{plain}.after", state[f"{ours}.after.weights"], state[f"{ours}.after.bias"])
