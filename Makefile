@@ -5,7 +5,7 @@ ENVIRONMENT ?= envs/cpu.txt
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo demo-short test test-slow lint format clean
+.PHONY: help demo demo-short test test-slow lint format bench bench-peers clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -43,5 +43,11 @@ format: $(READY)  ## let ruff lay the code out
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+bench-peers: $(READY)  ## install the peers of the speed benchmark in .venv-peers (about 15 GB)
+	$(BIN)/python benchmarks/speed.py --install-peers
+
+bench: $(READY)  ## measure speed against the peers that are installed; writes docs/results/speed.md
+	$(BIN)/python benchmarks/speed.py
+
 clean:  ## remove the environment and what runs left here
-	rm -rf .venv runs build *.egg-info
+	rm -rf .venv .venv-peers runs build *.egg-info
