@@ -7,11 +7,11 @@ from importlib.metadata import version
 
 import numpy as np
 import torch
-from forcefield_ml.testing.e3nn_network import PlainTensorFieldNetwork, edge_list
 
 from contenders.interface import Batch, Contender, Setting
 from contenders.ours import about, network, train_step
 from contenders.paper import CONFIG
+from forcefield_ml.testing.e3nn_network import PlainTensorFieldNetwork, edge_list
 
 
 class PlainE3nn(Contender):
