@@ -14,45 +14,126 @@ LIQUID_DENSITY = 100.0
 """Atoms per nm³ in water and proteins: sets the radius with which the search for the nearest K begins."""
 
 
-def _pairs(positions: Tensor, box: Optional[Tensor], cutoff: float) -> Tuple[Tensor, Tensor, Tensor]:
-    """Return all pairs within the cutoff: i (E,) ascending, j (E,), and shift vectors (E, 3) in nm."""
-    periodic = box is not None
+def check_positions(positions: Tensor) -> None:
+    """Refuse positions that nothing can be searched in.
+
+    Parameters
+    ----------
+    positions
+        (N, 3) nm.
+
+    Raises
+    ------
+    ValueError
+        If there are no atoms, or some position is not finite.
+    """
+    if positions.shape[0] == 0:
+        raise ValueError("there are no atoms: positions have shape (0, 3)")
+    if not bool(torch.isfinite(positions).all()):
+        raise ValueError(
+            "some positions are not finite (NaN or infinite): the simulation that made them has failed before"
+        )
+
+
+def largest_radius(positions: Tensor, box: Optional[Tensor]) -> float:
+    """Return the radius in nm beyond which no search goes: half the smallest height of the box, else everything.
+
+    Parameters
+    ----------
+    positions
+        (N, 3) nm.
+    box
+        (3, 3) nm, vectors as rows, or None.
+
+    Raises
+    ------
+    ValueError
+        If the box spans no volume.
+    """
+    if box is not None:
+        half = 0.5 * float(heights(box.detach().to(torch.float64)).min())
+        if not half > 0.0:
+            raise ValueError("the box vectors span no volume or are not finite; give three independent vectors in nm")
+        return half
+    extent = positions.detach().max(0).values - positions.detach().min(0).values
+    return 1.001 * float(extent.norm()) + 1e-3
+
+
+def check_cutoff(cutoff: float, largest: float) -> None:
+    """Raise ValueError if a box whose `largest_radius` is given is lower than twice the cutoff, both in nm."""
+    if largest < cutoff:
+        raise ValueError(
+            "the box is lower than twice the cutoff of " + str(cutoff) + " nm (its smallest height is "
+            "" + str(2 * largest) + " nm): an atom would meet two images of one neighbour. Use a larger box"
+        )
+
+
+def refuse_too_few(n_neighbours: int, largest: float) -> None:
+    """Raise ValueError: some atom has fewer than `n_neighbours` others within `largest` nm, half a box's height."""
+    raise ValueError(
+        "the box is too small for the nearest " + str(n_neighbours) + " neighbours: within half its smallest height, "
+        "" + str(largest) + " nm, some atom has fewer. Use a larger box or more solvent"
+    )
+
+
+def first_radius(n_neighbours: int) -> float:
+    """Return the radius in nm with which a search for the nearest K begins: 1.25 times theirs in a liquid."""
+    return 1.25 * (0.75 * n_neighbours / (math.pi * LIQUID_DENSITY)) ** (1.0 / 3.0)
+
+
+def find_pairs(positions: Tensor, box: Optional[Tensor], cutoff: float, quantities: str) -> List[Tensor]:
+    """Return vesin's answer for all pairs within the cutoff, both ways, with i ascending.
+
+    Parameters
+    ----------
+    positions
+        (N, 3) nm; the vectors can be differentiated with respect to them.
+    box
+        (3, 3) nm, vectors as rows, or None.
+    cutoff
+        nm.
+    quantities
+        Of vesin: P pairs (E, 2) int64, S shifts (E, 3) int32, d distances (E,), D vectors r_j + shift - r_i (E, 3),
+        both float64.
+    """
     cell = torch.zeros(3, 3, dtype=torch.float64, device=positions.device)
     if box is not None:
         cell = box.detach().to(torch.float64)
     finder = torch.classes.vesin._NeighborList(cutoff, True, True, "auto", 0.0, 0)
-    pairs, shifts = finder.compute(positions.detach().to(torch.float64), cell, torch.tensor(periodic), "PS", True)
-    offsets = torch.zeros(pairs.shape[0], 3, dtype=positions.dtype, device=positions.device)
-    if box is not None:
-        offsets = shifts.to(positions.dtype) @ box.to(positions.dtype)
-    return pairs[:, 0], pairs[:, 1], offsets
+    return finder.compute(positions.to(torch.float64), cell, torch.tensor(box is not None), quantities, True)
 
 
-def _pack(i: Tensor, j: Tensor, offsets: Tensor, n_atoms: int) -> Tuple[Tensor, Tensor, Tensor]:
-    """Spread pairs sorted by i over rows: indices (N, M), offsets (N, M, 3), mask (N, M), M the longest row."""
-    counts = torch.bincount(i, minlength=n_atoms)
-    width = max(int(counts.max()), 1)
-    starts = torch.cumsum(counts, 0) - counts
-    place = i * width + torch.arange(i.shape[0], device=i.device) - starts[i]
-    indices = torch.zeros(n_atoms * width, dtype=torch.int64, device=i.device)
-    indices[place] = j
-    mask = torch.zeros(n_atoms * width, dtype=torch.bool, device=i.device)
-    mask[place] = True
-    spread = torch.zeros(n_atoms * width, 3, dtype=offsets.dtype, device=i.device)
-    spread[place] = offsets
-    return indices.view(n_atoms, width), spread.view(n_atoms, width, 3), mask.view(n_atoms, width)
+def row_places(i: Tensor, n_atoms: int, least: int) -> Tuple[Tensor, Tensor]:
+    """Lay pairs sorted by i out in rows.
+
+    Parameters
+    ----------
+    i
+        (E,) int64, ascending.
+    n_atoms
+        N.
+    least
+        Of places in a row.
+
+    Returns
+    -------
+    places : Tensor
+        (N, M) int64, the pair in each place; E where there is none; M is the longest row, or `least`.
+    mask : Tensor
+        (N, M) bool, where there is a pair.
+    """
+    starts = torch.searchsorted(i, torch.arange(n_atoms + 1, device=i.device))
+    counts = starts[1:] - starts[:-1]
+    steps = torch.arange(max(int(counts.max()), least), device=i.device)
+    mask = steps < counts[:, None]
+    return torch.where(mask, starts[:-1, None] + steps, i.shape[0]), mask
 
 
-def _vectors(positions: Tensor, indices: Tensor, offsets: Tensor, mask: Tensor) -> Tensor:
-    """Return r_j + shift - r_i (N, K, 3), zero where there is no neighbour; differentiable in the positions."""
-    n_atoms, width = indices.shape
-    neighbours = positions.index_select(0, indices.reshape(-1)).view(n_atoms, width, 3)
-    return (neighbours + offsets - positions[:, None, :]) * mask[:, :, None].to(positions.dtype)
-
-
-def _half_height(box: Tensor) -> float:
-    """Return half the smallest distance between opposite faces of the box, nm."""
-    return 0.5 * float(heights(box.detach().to(torch.float64)).min())
+def take(values: Tensor, places: Tensor) -> Tensor:
+    """Return the rows of `values` (E, ...) in these places (N, M), as (N, M, ...); 0 where the place is E."""
+    padded = nn.functional.pad(values, [0] * (2 * values.dim() - 1) + [1])  # one more row, of zeros
+    taken = padded.index_select(0, places.reshape(-1))
+    return taken.view(list(places.shape) + list(values.shape[1:]))
 
 
 class NeighbourSearch(nn.Module):
@@ -85,7 +166,7 @@ class NeighbourSearch(nn.Module):
         self.kind = kind
         self.n_neighbours = n_neighbours
         self.cutoff = cutoff
-        self.first_radius = 1.25 * (0.75 * n_neighbours / (math.pi * LIQUID_DENSITY)) ** (1.0 / 3.0)
+        self.first_radius = first_radius(n_neighbours)
 
     def forward(self, positions: Tensor, box: Optional[Tensor] = None) -> NeighbourMatrix:
         """Return the neighbour matrix.
@@ -102,54 +183,33 @@ class NeighbourSearch(nn.Module):
         NeighbourMatrix
             K is `n_neighbours` for a nearest search, the longest row for a cutoff search (at least 1).
         """
-        if positions.shape[0] == 0:
-            raise ValueError("there are no atoms: positions have shape (0, 3)")
-        if not bool(torch.isfinite(positions).all()):
-            raise ValueError(
-                "some positions are not finite (NaN or infinite): the simulation that made them has failed before"
-            )
+        check_positions(positions)
         if self.kind == "nearest":
             return self._nearest(positions, box)
-        if box is not None and _half_height(box) < self.cutoff:
-            raise ValueError("the box is lower than twice the cutoff of " + str(self.cutoff) + " nm; use a larger box")
-        i, j, offsets = _pairs(positions, box, self.cutoff)
-        indices, offsets, mask = _pack(i, j, offsets, positions.shape[0])
-        return NeighbourMatrix(indices, _vectors(positions, indices, offsets, mask), mask)
+        if box is not None:
+            check_cutoff(self.cutoff, largest_radius(positions, box))
+        pairs, vectors = find_pairs(positions, box, self.cutoff, "PD")
+        places, mask = row_places(pairs[:, 0].contiguous(), positions.shape[0], 1)
+        return NeighbourMatrix(take(pairs[:, 1], places), take(vectors.to(positions.dtype), places), mask)
 
     def _nearest(self, positions: Tensor, box: Optional[Tensor]) -> NeighbourMatrix:
         n_atoms = positions.shape[0]
         wanted = min(self.n_neighbours, n_atoms - 1)
-        limit = 0.0
-        if box is not None:
-            limit = _half_height(box)
-        else:
-            extent = positions.detach().max(0).values - positions.detach().min(0).values
-            limit = 1.001 * float(extent.norm()) + 1e-3  # everything is within this
-        radius = min(self.first_radius, limit)
-        i, j, offsets = _pairs(positions, box, radius)
-        while radius < limit and int(torch.bincount(i, minlength=n_atoms).min()) < wanted:
-            radius = min(1.25 * radius, limit)
-            i, j, offsets = _pairs(positions, box, radius)
-        if box is not None:
-            if int(torch.bincount(i, minlength=n_atoms).min()) < wanted:
-                raise ValueError(
-                    "the box is too small for the nearest " + str(self.n_neighbours) + " neighbours: within half its "
-                    "smallest height, " + str(limit) + " nm, some atom has fewer. Use a larger box or more solvent"
-                )
-        indices, offsets, mask = _pack(i, j, offsets, n_atoms)
-        vectors = _vectors(positions, indices, offsets, mask)
-        distances = vectors.detach().square().sum(-1).masked_fill(~mask, float("inf"))
-        if distances.shape[1] < self.n_neighbours:  # pad, so that K is always the same
-            missing = self.n_neighbours - distances.shape[1]
-            distances = nn.functional.pad(distances, [0, missing], value=float("inf"))
-            indices = nn.functional.pad(indices, [0, missing])
-            mask = nn.functional.pad(mask, [0, missing])
-            vectors = nn.functional.pad(vectors, [0, 0, 0, missing])
-        nearest = torch.topk(distances, self.n_neighbours, dim=1, largest=False).indices
+        largest = largest_radius(positions, box)
+        radius = min(self.first_radius, largest)
+        pairs, distances, vectors = find_pairs(positions, box, radius, "PdD")
+        while radius < largest and int(torch.bincount(pairs[:, 0], minlength=n_atoms).min()) < wanted:
+            radius = min(1.25 * radius, largest)
+            pairs, distances, vectors = find_pairs(positions, box, radius, "PdD")
+        places, mask = row_places(pairs[:, 0].contiguous(), n_atoms, self.n_neighbours)
+        if int(mask.sum(1).min()) < wanted:
+            refuse_too_few(self.n_neighbours, largest)
+        infinite = torch.full([1], float("inf"), dtype=distances.dtype, device=distances.device)
+        spread = torch.cat([distances.detach(), infinite]).index_select(0, places.reshape(-1)).view(places.shape)
+        nearest = torch.topk(spread, self.n_neighbours, dim=1, largest=False).indices
+        places = places.gather(1, nearest)
         return NeighbourMatrix(
-            indices.gather(1, nearest),
-            vectors.gather(1, nearest[:, :, None].expand(-1, -1, 3)),
-            mask.gather(1, nearest),
+            take(pairs[:, 1], places), take(vectors.to(positions.dtype), places), places < pairs.shape[0]
         )
 
 

@@ -1,0 +1,323 @@
+"""Neighbours along a trajectory: searched anew only when some atom has moved far, else picked among candidates."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from forcefield_ml.graph import refresh
+from forcefield_ml.graph.candidates import (
+    Candidates,
+    find_candidates,
+    hops_from,
+    keep_pairs,
+    pair_rows,
+    pair_vectors,
+    select_rows,
+    spatial_order,
+    wrapping_offsets,
+)
+from forcefield_ml.graph.neighbour_matrix import NeighbourMatrix
+from forcefield_ml.graph.search import (
+    NeighbourSearch,
+    check_cutoff,
+    check_positions,
+    largest_radius,
+    refuse_too_few,
+    whole,
+)
+from forcefield_ml.kernels import neighbours as compiled
+from forcefield_ml.kernels.compiler import KernelError
+
+logger = logging.getLogger(__name__)
+
+SKIN = 0.1
+"""nm, the default: docs/decisions/0013-neighbour-list.md has the measurement."""
+
+SPARE_PLACES = 4
+"""Added to the longest row found at first, before rounding up to a multiple of `ROUNDING`."""
+
+ROUNDING = 8
+
+
+RefreshCutoff: TypeAlias = Callable[[Tensor, Candidates, float, NeighbourMatrix], int]
+RefreshNearest: TypeAlias = Callable[[Tensor, Candidates, NeighbourMatrix], Tensor]
+
+
+def fastest_forms(device: torch.device, dtype: torch.dtype) -> tuple[RefreshCutoff, RefreshNearest]:
+    """Return `refresh_cutoff` and `refresh_nearest`: compiled for float32 on the CPU where that can be, else plain."""
+    if device.type == "cpu" and dtype == torch.float32:
+        try:
+            compiled.library()
+            return compiled.refresh_cutoff, compiled.refresh_nearest
+        except KernelError as error:
+            logger.info("neighbours are refreshed by PyTorch, not by compiled code: %s", error)
+    return refresh.refresh_cutoff, refresh.refresh_nearest
+
+
+class Neighbourhood(NamedTuple):
+    """What a prediction depends on, in the order in which the model is to work.
+
+    Attributes
+    ----------
+    order
+        (n,) int64, atoms whose features matter; those of a layer lead, the targets first of all.
+    neighbours
+        Rows of the first ``layer_sizes[0]`` of these atoms; indices count along `order`; neighbours stand in the
+        leading places of a row. The next call overwrites these tensors.
+    layer_sizes
+        Atoms that layer 1, 2, ... L is computed for; the last entry is the number of targets.
+    ascending
+        (n_targets,) int64: ``prediction[ascending]`` has the targets in ascending order of atom.
+    """
+
+    order: Tensor
+    neighbours: NeighbourMatrix
+    layer_sizes: list[int]
+    ascending: Tensor
+
+
+@dataclass
+class Statistics:
+    """What a neighbour list has done so far.
+
+    Attributes
+    ----------
+    steps
+        Calls.
+    rebuilds
+        Searches for candidates.
+    search_seconds, refresh_seconds
+        Wall time of searches, and of all else.
+    """
+
+    steps: int = 0
+    rebuilds: int = 0
+    search_seconds: float = 0.0
+    refresh_seconds: float = 0.0
+
+
+class _Build(NamedTuple):
+    """What one search for candidates leaves for the steps that follow."""
+
+    positions: Tensor  # (N, 3), of all atoms
+    box: Tensor | None
+    skin: float  # nm; the box may allow less than was asked for
+    reach: Tensor  # (n_rows,) nm, up to which a row's candidates were complete; of a nearest list
+    offsets: Tensor  # (n, 3) nm, from positions to places in the box
+    candidates: Candidates
+    order: Tensor
+    layer_sizes: list[int]
+    ascending: Tensor
+
+
+class NeighbourList:
+    """Give the neighbours at each step of one system's trajectory; the same as `NeighbourSearch` gives.
+
+    Candidates are all pairs within the cutoff plus a skin. They hold every neighbour until some atom has moved by
+    half the skin: a pair outside was farther apart than cutoff + skin and has come closer by less than the skin. Then,
+    and when the box changes, they are searched anew. For the K nearest, row i's candidates reach to the K-th distance
+    at the search plus the skin, R_i; they hold the K nearest as long as the K-th distance is at most R_i - 2 u, u being
+    the largest displacement since.
+
+    Parameters
+    ----------
+    kind, n_neighbours, cutoff
+        As of `NeighbourSearch`.
+    n_layers
+        Message passing layers of the model.
+    skin
+        nm, above 0. Wider: rarer searches, more candidates.
+    targets
+        (N,) bool, the atoms to predict; None for all.
+    dtype
+        Of the vectors, which are formed in float64 and rounded.
+
+    Attributes
+    ----------
+    statistics : Statistics
+        Steps, searches, seconds.
+
+    Raises
+    ------
+    ValueError
+        For the reasons that `NeighbourSearch` has, or if skin or targets are not as said.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        n_neighbours: int = 0,
+        cutoff: float = 0.0,
+        n_layers: int = 1,
+        skin: float = SKIN,
+        targets: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+    ):
+        if not 0 < skin < math.inf:
+            raise ValueError(f"a neighbour list needs a skin above 0 nm, got {skin}")
+        if targets is not None and (targets.dtype != torch.bool or targets.dim() != 1 or not bool(targets.any())):
+            raise ValueError(
+                f"targets must be a mask with one bool for each atom, some True; got {targets.dtype} of shape "
+                f"{tuple(targets.shape)}, {int(targets.count_nonzero())} of them not zero. None stands for all atoms"
+            )
+        search = NeighbourSearch(kind, n_neighbours, cutoff)  # checks its parameters
+        self.statistics = Statistics()
+        self._nearest, self._n_neighbours, self._cutoff = kind == "nearest", n_neighbours, cutoff
+        self._n_layers, self._skin, self._targets, self._dtype = n_layers, skin, targets, dtype
+        self._radius = search.first_radius
+        self._width = n_neighbours
+        self._forms: tuple[RefreshCutoff, RefreshNearest] | None = None
+        self._build: _Build | None = None
+        self._out: NeighbourMatrix | None = None
+
+    def __call__(self, positions: Tensor, box: Tensor | None = None) -> Neighbourhood:
+        """Return the neighbours at these positions.
+
+        Parameters
+        ----------
+        positions
+            (N, 3) nm, in float64 for full precision; need not lie inside the box.
+        box
+            (3, 3) nm, vectors as rows; None where there is no periodicity.
+
+        Returns
+        -------
+        Neighbourhood
+            Order and sizes stay the same from search to search, the number of places in a row as long as it suffices.
+        """
+        begin, searched = time.perf_counter(), self.statistics.search_seconds
+        positions = positions.detach().to(torch.float64)
+        box = None if box is None else box.detach().to(torch.float64)
+        found = self._refresh(positions, self._displacement(positions, box))
+        if found is None:
+            self._search(positions, box)
+            self.statistics.search_seconds += time.perf_counter() - begin
+            found = self._refresh(positions, 0.0)
+            assert found is not None, "candidates just found hold all neighbours"
+        self.statistics.steps += 1
+        self.statistics.refresh_seconds += time.perf_counter() - begin
+        self.statistics.refresh_seconds -= self.statistics.search_seconds - searched
+        return found
+
+    def _displacement(self, positions: Tensor, box: Tensor | None) -> float:
+        """Return how far any atom has moved since the last search, nm; infinite where that says nothing."""
+        build = self._build
+        if build is None or build.positions.shape != positions.shape or not _same_box(build.box, box):
+            return math.inf
+        moved = math.sqrt(float((positions - build.positions).square().sum(1).max()))
+        return moved if math.isfinite(moved) else math.inf
+
+    def _search(self, positions: Tensor, box: Tensor | None) -> None:
+        """Find candidates, put atoms in order and keep what the steps that follow need."""
+        check_positions(positions)
+        if self._forms is None:
+            self._forms = fastest_forms(positions.device, self._dtype)
+        if self._targets is not None and self._targets.shape != positions.shape[:1]:
+            raise ValueError(
+                f"targets are a mask of {len(self._targets)} atoms, but there are positions of {len(positions)}"
+            )
+        largest = largest_radius(positions, box)
+        offsets = wrapping_offsets(positions, box)
+        order = spatial_order(positions + offsets)
+        offsets = offsets[order]
+        x = positions[order] + offsets
+        if self._nearest:
+            candidates, reach = self._nearest_candidates(x, box, largest, self._forms[1])
+            skin = self._skin
+        else:
+            if box is not None:
+                check_cutoff(self._cutoff, largest)
+            skin = self._skin if box is None else min(self._skin, largest - self._cutoff)
+            candidates, reach = find_candidates(x, box, self._cutoff + skin), x.new_zeros(len(x))
+        if self._targets is None:
+            sizes = whole(len(x), self._n_layers)
+            ascending = torch.argsort(order)
+        else:
+            hops = hops_from(candidates, self._targets[order], self._n_layers)
+            sizes = [int((hops <= self._n_layers - layer).sum()) for layer in range(1, self._n_layers + 1)]
+            inner = torch.argsort(hops, stable=True)[: int((hops <= self._n_layers).sum())]
+            candidates = select_rows(candidates, inner, sizes[0])
+            order, offsets, reach = order[inner], offsets[inner], reach[inner[: sizes[0]]]
+            ascending = torch.argsort(order[: sizes[-1]])
+        kept_box = None if box is None else box.clone()
+        self._build = _Build(positions.clone(), kept_box, skin, reach, offsets, candidates, order, sizes, ascending)
+        self.statistics.rebuilds += 1
+
+    def _nearest_candidates(
+        self, x: Tensor, box: Tensor | None, largest: float, refresh_nearest: RefreshNearest
+    ) -> tuple[Candidates, Tensor]:
+        """Return candidates that hold each row's K nearest, and up to which distance (N,) they are complete."""
+        wanted = min(self._n_neighbours, len(x) - 1)
+        radius = min(self._radius, largest)
+        while True:
+            candidates = find_candidates(x, box, radius)
+            if int(candidates.starts.diff().min()) >= wanted:
+                reached = refresh_nearest(x, candidates, self._empty(len(x), self._n_neighbours, x.device))
+                farthest = float(reached.max())
+                self._radius = farthest + self._skin
+                if radius >= min(farthest + 0.5 * self._skin, largest):
+                    break
+                radius = min(farthest + self._skin, largest)
+            elif radius >= largest:
+                refuse_too_few(self._n_neighbours, largest)
+            else:
+                radius = min(1.25 * radius, largest)
+        reach = (reached + self._skin).clamp(max=radius)
+        distances = pair_vectors(x, candidates).square_().sum(1).sqrt_()
+        return keep_pairs(candidates, distances <= reach[pair_rows(candidates)]), reach
+
+    def _refresh(self, positions: Tensor, moved: float) -> Neighbourhood | None:
+        """Return the neighbours among the candidates, or None if these may lack some."""
+        build = self._build
+        if build is None or self._forms is None or (moved > 0 and not 2 * moved < build.skin):
+            return None
+        x = positions.index_select(0, build.order) + build.offsets
+        refresh_cutoff, refresh_nearest = self._forms
+        n_rows = build.layer_sizes[0]
+        if self._out is None or len(self._out.mask) != n_rows:
+            self._out = self._empty(n_rows, self._width, x.device)
+        if self._nearest:
+            reached = refresh_nearest(x, build.candidates, self._out)
+            if bool((reached > build.reach - 2 * moved).any()):
+                return None
+        else:
+            longest = refresh_cutoff(x, build.candidates, self._cutoff, self._out)
+            if longest > self._width or self._width == 0:
+                self._grow(longest, len(positions))
+                self._out = self._empty(n_rows, self._width, x.device)
+                refresh_cutoff(x, build.candidates, self._cutoff, self._out)
+        return Neighbourhood(build.order, self._out, build.layer_sizes, build.ascending)
+
+    def _grow(self, longest: int, n_atoms: int) -> None:
+        """Make rows long enough, with places to spare."""
+        spacious = -(-(longest + SPARE_PLACES) // ROUNDING) * ROUNDING
+        width = min(spacious, max(n_atoms - 1, 1))  # more neighbours than that there cannot be
+        if self._width > 0:
+            logger.info(
+                "an atom has %d neighbours, more than the %d places in a row; the neighbour matrix now has %d",
+                longest,
+                self._width,
+                width,
+            )
+        self._width = width
+
+    def _empty(self, n_rows: int, width: int, device: torch.device) -> NeighbourMatrix:
+        return NeighbourMatrix(
+            torch.zeros(n_rows, width, dtype=torch.int64, device=device),
+            torch.zeros(n_rows, width, 3, dtype=self._dtype, device=device),
+            torch.zeros(n_rows, width, dtype=torch.bool, device=device),
+        )
+
+
+def _same_box(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return torch.equal(one, other)
