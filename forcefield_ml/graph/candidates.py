@@ -55,25 +55,33 @@ def spatial_order(positions: Tensor) -> Tensor:
     return torch.argsort(cells[:, 0] | cells[:, 1] << 1 | cells[:, 2] << 2, stable=True)
 
 
-def find_candidates(positions: Tensor, box: Tensor | None, radius: float) -> Candidates:
-    """Return all pairs nearer than the radius.
+def image_shifts(box: Tensor | None, device: torch.device) -> Tensor:
+    """Return the shifts (27, 3) nm of `Candidates`; zeros where there is no box."""
+    units = torch.arange(-1.0, 2.0, dtype=torch.float64, device=device)
+    table = torch.cartesian_prod(units, units, units)
+    return torch.zeros_like(table) if box is None else table @ box
+
+
+def find_candidates(x: Tensor, box: Tensor | None, radii: Tensor) -> Candidates:
+    """Return all pairs nearer than their row's radius.
 
     Parameters
     ----------
-    positions
+    x
         (N, 3) float64 nm, inside the box where there is one: then no shift is larger than one box vector.
     box
         (3, 3) float64 nm, vectors as rows, or None.
-    radius
-        nm, at most half the box's smallest height.
+    radii
+        (N,) float64 nm, at most half the box's smallest height.
     """
-    pairs, shifts = find_pairs(positions, box, radius, "PS")
-    starts = torch.searchsorted(pairs[:, 0].contiguous(), torch.arange(len(positions) + 1, device=positions.device))
-    steps = torch.tensor([9, 3, 1], dtype=torch.int32, device=positions.device)
+    pairs, shifts = find_pairs(x, box, float(radii.max()), "PS")
+    starts = torch.searchsorted(pairs[:, 0].contiguous(), torch.arange(len(x) + 1, device=x.device))
+    steps = torch.tensor([9, 3, 1], dtype=torch.int32, device=x.device)
     images = ((shifts * steps).sum(1, dtype=torch.int32) + 13).to(torch.uint8)
-    units = torch.arange(-1.0, 2.0, dtype=torch.float64, device=positions.device)
-    table = torch.cartesian_prod(units, units, units)
-    return Candidates(starts, pairs[:, 1].int(), images, torch.zeros_like(table) if box is None else table @ box)
+    found = Candidates(starts, pairs[:, 1].int(), images, image_shifts(box, x.device))
+    if bool((radii == radii[0]).all()):
+        return found
+    return keep_pairs(found, pair_vectors(x, found).square_().sum(1) < radii.square()[pair_rows(found)])
 
 
 def pair_rows(candidates: Candidates) -> Tensor:

@@ -7,23 +7,14 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from forcefield_ml.graph import refresh
-from forcefield_ml.graph.candidates import (
-    Candidates,
-    find_candidates,
-    hops_from,
-    keep_pairs,
-    pair_rows,
-    pair_vectors,
-    select_rows,
-    spatial_order,
-    wrapping_offsets,
-)
+from forcefield_ml.graph import candidates as plain
+from forcefield_ml.graph import compiled, refresh
+from forcefield_ml.graph.candidates import Candidates, hops_from, select_rows, spatial_order, wrapping_offsets
 from forcefield_ml.graph.neighbour_matrix import NeighbourMatrix
 from forcefield_ml.graph.search import (
     NeighbourSearch,
@@ -33,8 +24,7 @@ from forcefield_ml.graph.search import (
     refuse_too_few,
     whole,
 )
-from forcefield_ml.kernels import neighbours as compiled
-from forcefield_ml.kernels.compiler import KernelError
+from forcefield_ml.kernels import serves
 
 logger = logging.getLogger(__name__)
 
@@ -47,19 +37,16 @@ SPARE_PLACES = 4
 ROUNDING = 8
 
 
-RefreshCutoff: TypeAlias = Callable[[Tensor, Candidates, float, NeighbourMatrix], int]
-RefreshNearest: TypeAlias = Callable[[Tensor, Candidates, NeighbourMatrix], Tensor]
+class Forms(NamedTuple):
+    """One of two ways, equal in their results, to do the work of a list."""
+
+    find_candidates: Callable[[Tensor, Tensor | None, Tensor], Candidates]
+    refresh_cutoff: Callable[[Tensor, Candidates, float, NeighbourMatrix], int]
+    refresh_nearest: Callable[[Tensor, Candidates, NeighbourMatrix], Tensor]
 
 
-def fastest_forms(device: torch.device, dtype: torch.dtype) -> tuple[RefreshCutoff, RefreshNearest]:
-    """Return `refresh_cutoff` and `refresh_nearest`: compiled for float32 on the CPU where that can be, else plain."""
-    if device.type == "cpu" and dtype == torch.float32:
-        try:
-            compiled.library()
-            return compiled.refresh_cutoff, compiled.refresh_nearest
-        except KernelError as error:
-            logger.info("neighbours are refreshed by PyTorch, not by compiled code: %s", error)
-    return refresh.refresh_cutoff, refresh.refresh_nearest
+PLAIN = Forms(plain.find_candidates, refresh.refresh_cutoff, refresh.refresh_nearest)
+COMPILED = Forms(compiled.find_candidates, compiled.refresh_cutoff, compiled.refresh_nearest)
 
 
 class Neighbourhood(NamedTuple):
@@ -168,13 +155,13 @@ class NeighbourList:
                 f"targets must be a mask with one bool for each atom, some True; got {targets.dtype} of shape "
                 f"{tuple(targets.shape)}, {int(targets.count_nonzero())} of them not zero. None stands for all atoms"
             )
-        search = NeighbourSearch(kind, n_neighbours, cutoff)  # checks its parameters
+        self._first_radius = NeighbourSearch(kind, n_neighbours, cutoff).first_radius  # which checks its parameters
         self.statistics = Statistics()
         self._nearest, self._n_neighbours, self._cutoff = kind == "nearest", n_neighbours, cutoff
         self._n_layers, self._skin, self._targets, self._dtype = n_layers, skin, targets, dtype
-        self._radius = search.first_radius
+        self._radii: Tensor | None = None
         self._width = n_neighbours
-        self._forms: tuple[RefreshCutoff, RefreshNearest] | None = None
+        self._forms = PLAIN
         self._build: _Build | None = None
         self._out: NeighbourMatrix | None = None
 
@@ -218,8 +205,7 @@ class NeighbourList:
     def _search(self, positions: Tensor, box: Tensor | None) -> None:
         """Find candidates, put atoms in order and keep what the steps that follow need."""
         check_positions(positions)
-        if self._forms is None:
-            self._forms = fastest_forms(positions.device, self._dtype)
+        self._forms = COMPILED if serves(torch.empty(0, dtype=self._dtype, device=positions.device)) else PLAIN
         if self._targets is not None and self._targets.shape != positions.shape[:1]:
             raise ValueError(
                 f"targets are a mask of {len(self._targets)} atoms, but there are positions of {len(positions)}"
@@ -229,14 +215,15 @@ class NeighbourList:
         order = spatial_order(positions + offsets)
         offsets = offsets[order]
         x = positions[order] + offsets
+        skin = self._skin
         if self._nearest:
-            candidates, reach = self._nearest_candidates(x, box, largest, self._forms[1])
-            skin = self._skin
+            reach = self._nearest_reach(x, box, largest, order)
         else:
             if box is not None:
                 check_cutoff(self._cutoff, largest)
-            skin = self._skin if box is None else min(self._skin, largest - self._cutoff)
-            candidates, reach = find_candidates(x, box, self._cutoff + skin), x.new_zeros(len(x))
+                skin = min(skin, largest - self._cutoff)
+            reach = x.new_full((len(x),), self._cutoff + skin)
+        candidates = self._forms.find_candidates(x, box, reach)
         if self._targets is None:
             sizes = whole(len(x), self._n_layers)
             ascending = torch.argsort(order)
@@ -251,49 +238,44 @@ class NeighbourList:
         self._build = _Build(positions.clone(), kept_box, skin, reach, offsets, candidates, order, sizes, ascending)
         self.statistics.rebuilds += 1
 
-    def _nearest_candidates(
-        self, x: Tensor, box: Tensor | None, largest: float, refresh_nearest: RefreshNearest
-    ) -> tuple[Candidates, Tensor]:
-        """Return candidates that hold each row's K nearest, and up to which distance (N,) they are complete."""
+    def _nearest_reach(self, x: Tensor, box: Tensor | None, largest: float, order: Tensor) -> Tensor:
+        """Return each atom's distance to its K-th neighbour plus the skin, (N,) nm; no more than the box allows."""
         wanted = min(self._n_neighbours, len(x) - 1)
-        radius = min(self._radius, largest)
+        if self._radii is None or len(self._radii) != len(x):
+            self._radii = x.new_full((len(x),), self._first_radius)
+        radii = self._radii[order].clamp_(max=largest)
         while True:
-            candidates = find_candidates(x, box, radius)
-            if int(candidates.starts.diff().min()) >= wanted:
-                reached = refresh_nearest(x, candidates, self._empty(len(x), self._n_neighbours, x.device))
-                farthest = float(reached.max())
-                self._radius = farthest + self._skin
-                if radius >= min(farthest + 0.5 * self._skin, largest):
-                    break
-                radius = min(farthest + self._skin, largest)
-            elif radius >= largest:
+            candidates = self._forms.find_candidates(x, box, radii)
+            lacking = candidates.starts.diff() < wanted
+            if not bool(lacking.any()):
+                break
+            if bool((radii[lacking] >= largest).any()):
                 refuse_too_few(self._n_neighbours, largest)
-            else:
-                radius = min(1.25 * radius, largest)
-        reach = (reached + self._skin).clamp(max=radius)
-        distances = pair_vectors(x, candidates).square_().sum(1).sqrt_()
-        return keep_pairs(candidates, distances <= reach[pair_rows(candidates)]), reach
+            radii = torch.where(lacking, (1.25 * radii).clamp(max=largest), radii)
+        reached = self._forms.refresh_nearest(x, candidates, self._empty(len(x), self._n_neighbours, x.device))
+        reach = (reached + self._skin).clamp_(max=largest)
+        self._radii[order] = reach
+        return reach
 
     def _refresh(self, positions: Tensor, moved: float) -> Neighbourhood | None:
         """Return the neighbours among the candidates, or None if these may lack some."""
         build = self._build
-        if build is None or self._forms is None or (moved > 0 and not 2 * moved < build.skin):
+        if build is None or (moved > 0 and not 2 * moved < build.skin):
             return None
         x = positions.index_select(0, build.order) + build.offsets
-        refresh_cutoff, refresh_nearest = self._forms
         n_rows = build.layer_sizes[0]
         if self._out is None or len(self._out.mask) != n_rows:
             self._out = self._empty(n_rows, self._width, x.device)
         if self._nearest:
-            reached = refresh_nearest(x, build.candidates, self._out)
+            reached = self._forms.refresh_nearest(x, build.candidates, self._out)
             if bool((reached > build.reach - 2 * moved).any()):
                 return None
         else:
-            longest = refresh_cutoff(x, build.candidates, self._cutoff, self._out)
+            longest = self._forms.refresh_cutoff(x, build.candidates, self._cutoff, self._out)
             if longest > self._width or self._width == 0:
                 self._grow(longest, len(positions))
                 self._out = self._empty(n_rows, self._width, x.device)
-                refresh_cutoff(x, build.candidates, self._cutoff, self._out)
+                self._forms.refresh_cutoff(x, build.candidates, self._cutoff, self._out)
         return Neighbourhood(build.order, self._out, build.layer_sizes, build.ascending)
 
     def _grow(self, longest: int, n_atoms: int) -> None:

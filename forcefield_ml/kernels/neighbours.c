@@ -175,3 +175,159 @@ void refresh_nearest(int64_t n_rows, const int64_t *starts, const int32_t *partn
         free(s.squared);
     }
 }
+
+/* Cells along the box vectors, or along the axes from `origin` where there is no box, with the atoms sorted by cell. */
+typedef struct {
+    int64_t n[3];       /* cells along each vector */
+    double height[3];   /* nm, of a cell */
+    int64_t *first;     /* where each cell's atoms begin, and where the last one's end */
+    int32_t *atoms;
+    double *x, *y, *z;  /* of the sorted atoms */
+} Cells;
+
+static int64_t cell_along(const Cells *c, int axis, const double *p, const double *origin, const double *inverse)
+{
+    double f = 0.0;
+    for (int k = 0; k < 3; ++k)
+        f += (p[k] - origin[k]) * inverse[3 * k + axis];
+    const int64_t cell = (int64_t)floor(f * (double)c->n[axis]);
+    return cell < 0 ? 0 : cell >= c->n[axis] ? c->n[axis] - 1 : cell;
+}
+
+static Cells make_cells(int64_t n_atoms, const double *x, const double *origin, const double *inverse,
+                        const double *heights, double radius)
+{
+    Cells c;
+    for (int axis = 0; axis < 3; ++axis) {
+        const double most = floor(heights[axis] / (radius * (1.0 + 1e-9)));
+        c.n[axis] = most < 1.0 ? 1 : most > 1048576.0 ? 1048576 : (int64_t)most;
+    }
+    for (;;) { /* not many more cells than atoms, however far they are apart */
+        int widest = 0;
+        for (int axis = 1; axis < 3; ++axis)
+            if (c.n[axis] > c.n[widest])
+                widest = axis;
+        if ((double)c.n[0] * (double)c.n[1] * (double)c.n[2] <= 2.0 * (double)n_atoms + 64.0)
+            break;
+        c.n[widest] = (c.n[widest] + 1) / 2;
+    }
+    const int64_t n_cells = c.n[0] * c.n[1] * c.n[2];
+    c.first = calloc((size_t)n_cells + 2, sizeof *c.first);
+    c.atoms = malloc((size_t)n_atoms * sizeof *c.atoms);
+    c.x = malloc(3 * (size_t)n_atoms * sizeof *c.x);
+    int32_t *cell = malloc((size_t)n_atoms * sizeof *cell);
+    if (!c.first || !c.atoms || !c.x || !cell)
+        abort();
+    c.y = c.x + n_atoms;
+    c.z = c.y + n_atoms;
+    for (int axis = 0; axis < 3; ++axis)
+        c.height[axis] = heights[axis] / (double)c.n[axis];
+    for (int64_t i = 0; i < n_atoms; ++i) {
+        int64_t at = 0;
+        for (int axis = 0; axis < 3; ++axis)
+            at = at * c.n[axis] + cell_along(&c, axis, x + 3 * i, origin, inverse);
+        cell[i] = (int32_t)at;
+        ++c.first[at + 2];
+    }
+    for (int64_t k = 2; k < n_cells + 2; ++k)
+        c.first[k] += c.first[k - 1];
+    for (int64_t i = 0; i < n_atoms; ++i) {
+        const int64_t place = c.first[cell[i] + 1]++;
+        c.atoms[place] = (int32_t)i;
+        c.x[place] = x[3 * i];
+        c.y[place] = x[3 * i + 1];
+        c.z[place] = x[3 * i + 2];
+    }
+    free(cell);
+    return c;
+}
+
+static void free_cells(Cells c)
+{
+    free(c.first);
+    free(c.atoms);
+    free(c.x);
+}
+
+/* Count the atoms within a row's radius; write them too, unless partners is null. */
+static int64_t search_row(int64_t row, const double *p, double radius, const Cells *c, int periodic,
+                          const double *origin, const double *inverse, const double *shifts, int32_t *partners,
+                          uint8_t *images)
+{
+    enum { BLOCK = 256 };
+    int64_t at[3], low[3], high[3], found = 0;
+    for (int axis = 0; axis < 3; ++axis) {
+        const double reach = ceil(radius * (1.0 + 1e-9) / c->height[axis]);
+        const int64_t cells = reach < (double)c->n[axis] ? (int64_t)reach : c->n[axis];
+        at[axis] = cell_along(c, axis, p, origin, inverse);
+        low[axis] = at[axis] - cells;
+        high[axis] = at[axis] + cells;
+        if (!periodic) {
+            low[axis] = low[axis] < 0 ? 0 : low[axis];
+            high[axis] = high[axis] >= c->n[axis] ? c->n[axis] - 1 : high[axis];
+        }
+    }
+    for (int64_t a = low[0]; a <= high[0]; ++a) {
+        const int64_t sa = a < 0 ? -1 : a >= c->n[0];
+        for (int64_t b = low[1]; b <= high[1]; ++b) {
+            const int64_t sb = b < 0 ? -1 : b >= c->n[1];
+            const int64_t column = ((a - sa * c->n[0]) * c->n[1] + b - sb * c->n[1]) * c->n[2];
+            for (int64_t sc = -1; sc <= 1; ++sc) { /* the cells of one image of a column are a run in memory */
+                const int64_t from = low[2] > sc * c->n[2] ? low[2] : sc * c->n[2];
+                const int64_t to = high[2] < (sc + 1) * c->n[2] - 1 ? high[2] : (sc + 1) * c->n[2] - 1;
+                if (from > to)
+                    continue;
+                const int image = (int)(9 * (sa + 1) + 3 * (sb + 1) + sc + 1);
+                const double u = shifts[3 * image] - p[0], v = shifts[3 * image + 1] - p[1],
+                             w = shifts[3 * image + 2] - p[2];
+                const int32_t self = image == 13 ? (int32_t)row : -1;
+                const int64_t end = c->first[column + to - sc * c->n[2] + 1];
+                for (int64_t k = c->first[column + from - sc * c->n[2]]; k < end; k += BLOCK) {
+                    const int64_t n = end - k < BLOCK ? end - k : BLOCK;
+                    const int32_t *atoms = c->atoms + k;
+                    int32_t near[BLOCK], count = 0;
+                    for (int64_t m = 0; m < n; ++m) {
+                        const double d = c->x[k + m] + u, e = c->y[k + m] + v, f = c->z[k + m] + w;
+                        near[m] = (d * d + e * e + f * f < radius * radius) & (atoms[m] != self);
+                        count += near[m];
+                    }
+                    if (partners && count) {
+                        int32_t chosen[BLOCK + 1];
+                        int64_t place = 0;
+                        for (int64_t m = 0; m < n; ++m) {
+                            chosen[place] = atoms[m];
+                            place += near[m];
+                        }
+                        memcpy(partners + found, chosen, (size_t)count * sizeof *chosen);
+                        memset(images + found, image, (size_t)count);
+                    }
+                    found += count;
+                }
+            }
+        }
+    }
+    return found;
+}
+
+/* All pairs closer than the row's radius, in two calls: with partners null the rows' lengths are counted into starts;
+   then partners and images have starts[n_atoms] places and are filled. Where the system is periodic every atom lies in
+   the box, and no radius is larger than half a height of it. */
+void search_candidates(int64_t n_atoms, const double *x, int64_t periodic, const double *origin, const double *inverse,
+                       const double *heights, const double *shifts, double typical, const double *radii,
+                       int64_t *starts, int32_t *partners, uint8_t *images)
+{
+    Cells c = make_cells(n_atoms, x, origin, inverse, heights, typical);
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < n_atoms; ++i) {
+        const int64_t count = search_row(i, x + 3 * i, radii[i], &c, (int)periodic, origin, inverse, shifts,
+                                         partners ? partners + starts[i] : NULL, partners ? images + starts[i] : NULL);
+        if (!partners)
+            starts[i + 1] = count;
+    }
+    if (!partners) {
+        starts[0] = 0;
+        for (int64_t i = 0; i < n_atoms; ++i)
+            starts[i + 1] += starts[i];
+    }
+    free_cells(c);
+}

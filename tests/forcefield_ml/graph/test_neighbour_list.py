@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import nullcontext
 
 import openmm
 import pytest
@@ -11,11 +13,11 @@ import torch
 from openmm import app, unit
 from torch import Tensor
 
-from forcefield_ml.graph import Neighbourhood, NeighbourList, NeighbourMatrix, NeighbourSearch, whole
+from forcefield_ml.graph import Neighbourhood, NeighbourList, NeighbourMatrix, NeighbourSearch, compiled, whole
 from forcefield_ml.graph import neighbour_list as module
-from forcefield_ml.graph.candidates import spatial_order
-from forcefield_ml.kernels import neighbours as compiled
-from forcefield_ml.kernels.compiler import KernelError
+from forcefield_ml.graph.candidates import pair_rows, spatial_order, wrapping_offsets
+from forcefield_ml.graph.search import largest_radius
+from forcefield_ml.kernels import plain_form
 from forcefield_ml.models import Atoms, build
 from forcefield_ml.testing import brute_force_pairs, matrix_pairs, random_liquid
 
@@ -31,17 +33,13 @@ N_ATOMS = 216
 
 
 @pytest.fixture(params=["compiled", "plain"])
-def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Run a test with the compiled refresh, and as on a machine without a compiler."""
-
-    def no_compiler() -> None:
-        raise KernelError("no C compiler")
-
+def form(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run a test with compiled kernels, and as on a machine without a compiler."""
     if request.param == "plain":
-        monkeypatch.setattr(module.compiled, "library", no_compiler)
+        with plain_form():
+            yield request.param
     else:
-        compiled.library()
-    return request.param
+        yield request.param
 
 
 def system(name: str, seed: int = 1) -> tuple[Tensor, Tensor | None]:
@@ -434,41 +432,59 @@ def test_ties_are_broken_alike_and_by_double_precision() -> None:
         positions = grid + size * torch.randn(grid.shape, generator=generator, dtype=torch.float64)
         box = torch.eye(3, dtype=torch.float64)
         results = []
-        for forms in (module.fastest_forms(torch.device("cpu"), torch.float32), plain_forms()):
+        for context in (nullcontext, plain_form):
             neighbours = NeighbourList("nearest", n_neighbours=10)
-            neighbours._forms = forms
-            results.append(neighbours(positions, box))
+            with context():
+                results.append(neighbours(positions, box))
             distances = least_distances(positions, box).sort(dim=1).values[:, :11]
             listed = in_atom_order(results[-1], 125)
             truly = least_distances(positions, box).gather(1, listed.indices).sort(dim=1).values
             assert float((truly - distances[:, :10]).abs().max()) < 1e-14
         if size > 0:
-            assert torch.equal(results[0].neighbours.indices, results[1].neighbours.indices)
-
-
-def plain_forms() -> tuple[module.RefreshCutoff, module.RefreshNearest]:
-    """Return the forms without compiled code."""
-    return module.fastest_forms(torch.device("cpu"), torch.float64)
+            rows = [found.neighbours.indices.sort(dim=1).values for found in results]
+            assert torch.equal(*rows)
 
 
 @pytest.mark.parametrize("kind", ["cutoff", "nearest"])
 def test_compiled_equals_plain(kind: str) -> None:
-    """The same places, and vectors equal to the rounding of single precision, on one and two threads."""
+    """The same pairs, and vectors equal to the rounding of single precision, on one and two threads."""
     positions, box = system("triclinic", seed=8)
     pair = [NeighbourList(kind, n_neighbours=24, cutoff=CUTOFF) for _ in range(2)]
-    pair[1]._forms = plain_forms()
     threads = torch.get_num_threads()
     try:
         for step, frame in enumerate(walk(positions, 12)):
             torch.set_num_threads(1 + step % 2)
-            one, other = (neighbours(frame, box) for neighbours in pair)
+            one = pair[0](frame, box)
+            with plain_form():
+                other = pair[1](frame, box)
             assert one.neighbours.vectors.dtype == torch.float32
             assert torch.equal(one.order, other.order) and one.layer_sizes == other.layer_sizes
-            assert torch.equal(one.neighbours.indices, other.neighbours.indices)
-            assert torch.equal(one.neighbours.mask, other.neighbours.mask)
-            assert torch.allclose(one.neighbours.vectors, other.neighbours.vectors, rtol=2e-7, atol=1e-12)
+            rows = [(f.neighbours.indices - 1000 * f.neighbours.mask).sort(dim=1) for f in (one, other)]
+            assert torch.equal(rows[0].values, rows[1].values)
+            vectors = [
+                found.neighbours.vectors.gather(1, row.indices[:, :, None].expand(-1, -1, 3))
+                for found, row in zip((one, other), rows, strict=True)
+            ]
+            assert torch.allclose(*vectors, rtol=2e-7, atol=1e-12)
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("name", BOXES)
+def test_compiled_search_equals_vesin(name: str) -> None:
+    """Candidates with a radius of each row's own: the same pairs and images, one atom far off."""
+    positions, box = system(name)
+    positions = positions + wrapping_offsets(positions, box)
+    if box is None:
+        positions[7] += 300.0
+    largest = largest_radius(positions, box)
+    generator = torch.Generator().manual_seed(1)
+    for low, high in ((0.05, 0.3), (0.3, min(largest, 0.6)), (largest, largest) if box is not None else (0.2, 0.2)):
+        radii = low + (high - low) * torch.rand(N_ATOMS, generator=generator, dtype=torch.float64)
+        found = [module.PLAIN.find_candidates(positions, box, radii), compiled.find_candidates(positions, box, radii)]
+        assert torch.equal(found[0].starts, found[1].starts) and len(found[0].partners) > 0
+        names = [(pair_rows(f) * 10_000 + f.partners) * 27 + f.images for f in found]
+        assert torch.equal(names[0].sort().values, names[1].sort().values)
 
 
 def test_the_kernel_refuses_other_memory() -> None:
