@@ -39,11 +39,13 @@ def train(
     """Train a model on a dataset, or go on with a run that stopped.
 
     Writes best.pt (the checkpoint to evaluate and export), last.pt (to go on from), log.csv and config.yaml to the
-    output folder. Ctrl-C stops after the batch in hand; the same command goes on.
+    output folder. Ctrl-C stops after the batch in hand; the same command goes on. Several processes, one for each
+    device: torchrun --nproc-per-node N -m forcefield_ml.cli train CONFIG.
     """
     from forcefield_ml.config import load_config
     from forcefield_ml.training.config import TrainingConfig
     from forcefield_ml.training.loop import train as run
+    from forcefield_ml.training.processes import Processes
 
     settings = load_config(
         TrainingConfig,
@@ -55,10 +57,8 @@ def train(
         seed=seed,
     )
     result = run(settings)
-    if as_json:
-        typer.echo(json.dumps(result.as_dict(), indent=1))
-    else:
-        typer.echo(result.summary())
+    if Processes.here().first:
+        typer.echo(json.dumps(result.as_dict(), indent=1) if as_json else result.summary())
     if not result.finished:
         raise typer.Exit(130)
 
@@ -246,3 +246,7 @@ def main() -> None:
         told = "What was saved is safe: mend it and run the same command again"
         print(f"forcefield-ml: {error}. {told}", file=sys.stderr)
         sys.exit(1)
+
+
+if __name__ == "__main__":  # python -m forcefield_ml.cli, as torchrun starts it
+    main()

@@ -34,6 +34,10 @@ class ForceModeError(ForcefieldMLError):
     """What was asked of a force would give wrong physics: the wrong mode, a minimiser or barostat without an energy."""
 
 
+class ProcessError(ForcefieldMLError):
+    """Another of the processes that train together has ended."""
+
+
 class UnstableError(ForcefieldMLError):
     """A simulation produced forces that are not finite or are absurd."""
 

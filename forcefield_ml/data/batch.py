@@ -57,6 +57,11 @@ class Batch(NamedTuple):
     targets: Tensor
     frames: List[Tuple[str, int]]
 
+    @property
+    def n_pairs(self) -> int:
+        """Pairs that the targets need, see `count_pairs`."""
+        return count_pairs(self.neighbours, self.layer_sizes)
+
 
 def frame_graph(neighbours: NeighbourMatrix, target_mask: NDArray[np.bool_], n_layers: int) -> FrameGraph:
     """Return what the targets' forces depend on.
@@ -73,8 +78,42 @@ def frame_graph(neighbours: NeighbourMatrix, target_mask: NDArray[np.bool_], n_l
     return FrameGraph(*shells(neighbours, torch.from_numpy(target_mask), n_layers))
 
 
+def count_pairs(neighbours: NeighbourMatrix, layer_sizes: Sequence[int]) -> int:
+    """Return the pairs of the neighbour matrix over all layers: the cost of a step, up to a factor of the model.
+
+    Parameters
+    ----------
+    neighbours
+        At least ``layer_sizes[0]`` rows.
+    layer_sizes
+        Atoms that each layer is computed for.
+    """
+    counts = neighbours.mask.sum(1)
+    return sum(int(counts[:size].sum()) for size in layer_sizes)
+
+
+def ranking(sample: Sample, random: np.random.Generator) -> NDArray[np.int64]:
+    """Return the targets of a frame in order of their distance from a random one of them.
+
+    The leading ones are a compact patch, which depends on fewer other atoms than scattered targets would.
+
+    Parameters
+    ----------
+    sample
+        The frame.
+    random
+        Source of the random numbers.
+    """
+    targets = np.flatnonzero(sample.entry.target_mask)
+    places = sample.positions[targets].astype(np.float64)
+    away = places - places[random.integers(len(targets))]
+    if sample.box is not None:
+        away -= np.rint(away @ np.linalg.inv(sample.box)) @ sample.box  # exact within half the box: near enough here
+    return targets[np.argsort((away**2).sum(axis=1), kind="stable")]
+
+
 def patch(sample: Sample, n_targets: int, random: np.random.Generator) -> NDArray[np.bool_]:
-    """Choose a random target atom and its nearest targets: a compact patch sees fewer other atoms.
+    """Choose a random target atom and its nearest targets.
 
     Parameters
     ----------
@@ -90,15 +129,10 @@ def patch(sample: Sample, n_targets: int, random: np.random.Generator) -> NDArra
     ndarray
         (N,) bool.
     """
-    targets = np.flatnonzero(sample.entry.target_mask)
-    if len(targets) <= n_targets:
+    if int(sample.entry.target_mask.sum()) <= n_targets:
         return sample.entry.target_mask
-    places = sample.positions[targets].astype(np.float64)
-    away = places - places[random.integers(len(targets))]
-    if sample.box is not None:
-        away -= np.rint(away @ np.linalg.inv(sample.box)) @ sample.box  # exact within half the box: near enough here
     chosen = np.zeros(len(sample.entry.target_mask), dtype=bool)
-    chosen[targets[np.argpartition((away**2).sum(axis=1), n_targets - 1)[:n_targets]]] = True
+    chosen[ranking(sample, random)[:n_targets]] = True
     return chosen
 
 

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from forcefield_ml.nn.synchronise import in_processes, mean_over_atoms
+
 
 class EquivariantNorm(nn.Module):
     """Bring each channel of each order to unit variance over the atoms of a batch.
@@ -10,7 +12,8 @@ class EquivariantNorm(nn.Module):
     Scalars are centred and divided by their standard deviation; a channel of order l is divided by the root mean
     square of its components. While training the batch's own statistics serve and a running mean is kept; afterwards
     the running mean serves, and the layer is a constant factor. Statistics run over atoms, not over the channels of
-    an atom: that would erase the magnitude of an atom's vectors, which is what the network is to predict.
+    an atom: that would erase the magnitude of an atom's vectors, which is what the network is to predict. Where
+    several processes train together, they run over the atoms of all.
 
     Parameters
     ----------
@@ -42,12 +45,13 @@ class EquivariantNorm(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Return features of the same shape (n, (L + 1)^2, C)."""
         mean, variance = self.mean, self.variance
-        if self.training and features.shape[0] > 1:
-            mean = features[:, 0].mean(0)
-            parts = [(features[:, 0] - mean).square().mean(0)]
+        features = features.to(mean.dtype)  # statistics of bfloat16 features would be too coarse
+        if self.training and (features.shape[0] > 1 or in_processes()):
+            mean = mean_over_atoms(features[:, 0])
+            parts = [(features[:, 0] - mean).square()]
             for order in range(1, self.order + 1):
-                parts.append(features[:, order * order : (order + 1) * (order + 1)].square().mean(1).mean(0))
-            variance = torch.stack(parts)
+                parts.append(features[:, order * order : (order + 1) * (order + 1)].square().mean(1))
+            variance = mean_over_atoms(torch.stack(parts, dim=1))
             # the first batch sets the statistics, later ones are averaged in
             share = self.momentum if int(self.n_batches) > 0 else 1.0
             with torch.no_grad():

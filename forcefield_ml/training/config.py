@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from forcefield_ml.config import StrictConfig
 from forcefield_ml.errors import closest
@@ -38,8 +38,17 @@ class TrainingConfig(StrictConfig):
     ema: float = Field(ge=0, lt=1, description="decay of the averaged weights; 0 for none")
     max_batches: int | None = Field(None, ge=1, description="budget of batches")
     max_minutes: float | None = Field(None, gt=0, description="budget of time, all parts of a resumed run together")
-    frames_per_batch: int = Field(1, ge=1)
+    frames_per_batch: int = Field(1, ge=1, description="not beside pairs_per_batch")
     targets_per_batch: int | None = Field(None, ge=1, description="a compact patch of targets; none: all targets")
+    pairs_per_batch: int | None = Field(
+        None,
+        ge=1,
+        description="budget of pairs over all layers, instead of targets_per_batch: as many frames, or of a large "
+        "frame as many targets, as fit; none: by frames and targets",
+    )
+    precision: Annotated[Literal["32", "bf16"], BeforeValidator(str)] = Field(
+        "32", description="bf16: matrix products in bfloat16, weights, statistics, loss and averages in float32"
+    )
     seed: int = Field(0, ge=0)
     validate_every: int = Field(200, ge=1, description="batches")
     validation_frames: int | None = Field(None, ge=1, description="at most so many, spread over the entries; none: all")
@@ -48,7 +57,8 @@ class TrainingConfig(StrictConfig):
     cache_mb: int = Field(
         1024, ge=0, description="memory for neighbours of frames seen before; as much again for validation"
     )
-    ahead: int = Field(2, ge=0, description="batches made ahead in a background thread; 0: none")
+    ahead: int = Field(2, ge=0, description="batches made ahead in background threads; 0: none, no thread")
+    loader_threads: int = Field(1, ge=1, description="background threads; more do not help unless ahead is as large")
     compile: bool = Field(False, description="torch.compile the model: minutes of compiling, no gain measured yet")
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
@@ -66,12 +76,22 @@ class TrainingConfig(StrictConfig):
     def _require_a_budget(self) -> TrainingConfig:
         if self.max_batches is None and self.max_minutes is None:
             raise ValueError("no budget: set max_batches, max_minutes or both (whichever ends first)")
+        if self.pairs_per_batch is not None:
+            beside = [key for key in ("targets_per_batch", "frames_per_batch") if self._is_set(key)]
+            if beside:
+                raise ValueError(
+                    f"pairs_per_batch = {self.pairs_per_batch} says how large a batch is; {' and '.join(beside)} "
+                    "beside it would say it twice. Leave out one or the other"
+                )
         if self.targets_per_batch is not None and self.targets_per_batch < self.frames_per_batch:
             raise ValueError(
                 f"targets_per_batch = {self.targets_per_batch} gives less than one to each of the "
                 f"{self.frames_per_batch} frames_per_batch"
             )
         return self
+
+    def _is_set(self, key: str) -> bool:
+        return bool(getattr(self, key) != type(self).model_fields[key].default)
 
 
 RESUME_FREE = frozenset(
@@ -86,6 +106,7 @@ RESUME_FREE = frozenset(
         "log_every",
         "cache_mb",
         "ahead",
+        "loader_threads",
         "compile",
         "device",
     }

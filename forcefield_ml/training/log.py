@@ -11,13 +11,15 @@ COLUMNS = (
     "loss",
     "learning_rate",
     "batches_per_second",
+    "waiting",
     "validation_loss",
     "validation_tensor",
     "validation_magnitude",
     "validation_angle",
     "validation_relative",
 )
-"""Losses are Huber loss / delta in meV/Å, the mean since the row before; the rest as in metrics.py."""
+"""Losses are Huber loss / delta in meV/Å, the mean since the row before; waiting is the share of the time since then
+that was spent waiting for batches; the rest as in metrics.py."""
 
 
 class CsvLog:

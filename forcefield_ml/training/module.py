@@ -13,6 +13,7 @@ from forcefield_ml.data import Batch
 from forcefield_ml.models.interface import Prediction
 from forcefield_ml.training.config import TrainingConfig
 from forcefield_ml.training.loss import magnitude, scalar_huber, tensor_huber
+from forcefield_ml.training.processes import Processes
 from forcefield_ml.units import MEV_PER_ANGSTROM
 
 
@@ -35,9 +36,9 @@ def huber(prediction: Prediction, targets: Tensor, delta: float) -> Tensor:
     """
     targets = targets * MEV_PER_ANGSTROM
     if prediction.forces is not None:
-        return tensor_huber(prediction.forces * MEV_PER_ANGSTROM, targets, delta)
+        return tensor_huber(prediction.forces.to(targets.dtype) * MEV_PER_ANGSTROM, targets, delta)
     assert prediction.magnitude is not None
-    return scalar_huber(prediction.magnitude * MEV_PER_ANGSTROM, magnitude(targets), delta)
+    return scalar_huber(prediction.magnitude.to(targets.dtype) * MEV_PER_ANGSTROM, magnitude(targets), delta)
 
 
 class ForceModule(lightning.LightningModule):
@@ -54,20 +55,27 @@ class ForceModule(lightning.LightningModule):
         Settings of the run.
     scale
         Root mean square norm of the target forces, kJ/mol/nm.
+    processes
+        Those that train together; each target has the same weight, whichever process holds it.
     """
 
-    def __init__(self, model: torch.nn.Module, config: TrainingConfig, scale: float):
+    def __init__(self, model: torch.nn.Module, config: TrainingConfig, scale: float, processes: Processes):
         super().__init__()
         self.model = model
         self.config = config
+        self.processes = processes
         self.unit = config.delta * scale * MEV_PER_ANGSTROM
         run: Callable[..., Prediction] = torch.compile(model, dynamic=True) if config.compile else model
         self._run = (run,)  # in a tuple: the compiled wrapper must not become a second submodule
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        """Return the loss of one batch, without unit."""
+        """Return the loss of one batch, without unit; its mean over the processes is that of all their targets."""
         prediction = self._run[0](batch.atoms, batch.neighbours, batch.layer_sizes)
-        return huber(prediction, batch.targets, self.config.delta) / self.unit
+        loss = huber(prediction, batch.targets, self.config.delta) / self.unit
+        if self.processes.size == 1:
+            return loss
+        count = torch.tensor(float(len(batch.targets)), device=loss.device)
+        return loss * (count / self.processes.mean(count))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the optimiser; the learning rate is set before every batch."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from pathlib import Path
 
 import numpy as np
@@ -132,19 +133,41 @@ def test_epoch_visits_every_frame_once_and_order_repeats(dataset_path):
     assert first[:n] != first[n:] and first == order(0) and first != order(1)
 
 
-@pytest.mark.parametrize("ahead", [0, 2])
-def test_stream_from_a_number_on_is_the_rest_of_the_stream(dataset_path, ahead):
-    """What resuming relies on: a stream begun at batch 3 yields the same tensors as one that came to batch 3."""
+@pytest.mark.parametrize(("ahead", "n_threads"), [(0, 1), (2, 1), (4, 3)])
+def test_stream_from_a_number_on_is_the_rest_of_the_stream(dataset_path, ahead, n_threads):
+    """What resuming relies on: a stream begun at batch 3 yields the same tensors as one that came to batch 3.
+
+    Its order does not depend on the threads; two streams of every other batch have all between them.
+    """
     dataset, model = ForceDataset(dataset_path), trained_like("fast")
 
-    def make(start: int) -> BatchStream:
-        return BatchStream(BatchSource(dataset, model.search(), 2, 1, 8, seed=4), start, ahead)
+    def make(start: int, step: int = 1) -> BatchStream:
+        source = BatchSource(dataset, model.search(), 2, 1, 8, seed=4)
+        return BatchStream(source, start, ahead, step, n_threads)
 
-    whole_run = list(itertools.islice(make(0), 6))
+    whole_run = [make(0)._source.batch(number) for number in range(6)]
     resumed = list(itertools.islice(make(3), 3))
-    for expected, found in zip(whole_run[3:], resumed, strict=True):
+    even, odd = itertools.islice(make(0, 2), 3), itertools.islice(make(1, 2), 3)
+    shared = list(itertools.chain.from_iterable(zip(even, odd, strict=True)))
+    for expected, found in zip([*whole_run[3:], *whole_run], [*resumed, *shared], strict=True):
         assert expected.frames == found.frames and torch.equal(expected.targets, found.targets)
         assert torch.equal(expected.neighbours.vectors, found.neighbours.vectors)
+
+
+def test_stream_measures_how_long_it_is_waited_for(dataset_path, monkeypatch):
+    """A reader that is faster than the batches waits for nearly all of their time, a slower one hardly at all."""
+    source = BatchSource(ForceDataset(dataset_path), trained_like("fast").search(), 2)
+    batch = source.batch(0)
+    monkeypatch.setattr(source, "batch", lambda number: time.sleep(0.05) or batch)
+    hungry, patient = BatchStream(source), BatchStream(source)
+    for _ in itertools.islice(hungry, 6):
+        pass
+    assert 0.9 * 6 * 0.05 < hungry.waited < 6 * 0.05 + 1
+    waited = []
+    for _ in itertools.islice(patient, 6):
+        waited.append(patient.waited)
+        time.sleep(0.1)
+    assert waited[-1] - waited[0] < 0.15
 
 
 def test_errors_of_the_background_thread_reach_the_reader(dataset_path):

@@ -18,6 +18,7 @@ from dataset_files import TINY_MODELS, write_dataset
 
 from forcefield_ml import models
 from forcefield_ml.config import parse_config
+from forcefield_ml.data import BatchSource
 from forcefield_ml.errors import ConfigError, DatasetError, UnstableError
 from forcefield_ml.training import checkpoint as files
 from forcefield_ml.training.average import WeightAverage
@@ -83,6 +84,55 @@ def test_resumed_run_is_the_run_that_never_stopped(settings, tmp_path):
     ]
     assert losses[0] == losses[1] and len(losses[0]) == 3
     assert whole.metrics["loss"] == pytest.approx(min(losses[0].values()), rel=1e-6)
+
+
+def test_budget_of_pairs_goes_on_where_it_stopped(settings, tmp_path):
+    """With batches by a budget of pairs, too, a run in two parts is the run that never stopped, bit for bit."""
+    torch.set_num_threads(1)
+    settings |= {"schedule": "constant", "targets_per_batch": None, "pairs_per_batch": 4000, "max_batches": 6}
+    run(settings, output=tmp_path / "whole")
+    run(settings, max_batches=3)
+    run(settings)
+    expected, found = weights(tmp_path / "whole" / "last.pt"), weights(settings["output"] / "last.pt")
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+def test_bfloat16_trains_weights_of_float32(settings, tmp_path):
+    """The losses are near those of float32 but not the same (it is used); weights, averages, statistics: float32."""
+    run(settings, log_every=1)
+    run(settings, log_every=1, precision="bf16", output=tmp_path / "bf16")
+    exact, coarse = (
+        [row["loss"] for row in read_log(folder / "log.csv")] for folder in (settings["output"], tmp_path / "bf16")
+    )
+    assert exact == pytest.approx(coarse, rel=0.03) and exact != pytest.approx(coarse, rel=1e-5)
+    kept = files.load(tmp_path / "bf16" / "last.pt")
+    for values in (kept.state_dict, kept.resume["state_dict"]):
+        assert {value.dtype for value in values.values()} == {torch.float32, torch.int64}
+
+
+def test_waiting_for_batches_is_told(settings, monkeypatch):
+    """The log and the result say what share of the time was spent waiting; slow batches make it nearly all."""
+    assert 0 <= run(settings, log_every=1).waiting < 1
+    quick = BatchSource.batch
+    monkeypatch.setattr(BatchSource, "batch", lambda source, number: time.sleep(0.4) or quick(source, number))
+    starving = run(settings, log_every=1, output=settings["output"].with_name("slow"), max_batches=4)
+    rows = read_log(settings["output"].with_name("slow") / "log.csv")
+    assert all(0.5 < row["waiting"] <= 1 for row in rows[1:])
+    assert starving.waiting > 0.5 and "waited for batches" in starving.summary()
+
+
+def test_run_of_an_older_version_goes_on(settings):
+    """Settings that the program did not have when a run began count as their defaults."""
+    run(settings, max_batches=2)
+    path = settings["output"] / "last.pt"
+    former = files.load(path)
+    for key in ("precision", "pairs_per_batch"):
+        del former.training["recipe"][key]
+    del former.training["processes"], former.training["seconds_waited"]
+    files.save(path, former)
+    assert run(settings).n_batches == 12
+    with pytest.raises(ConfigError, match="precision"):
+        run(settings, precision="bf16")
 
 
 def test_finished_run_is_not_repeated(settings):
@@ -216,6 +266,6 @@ def test_no_thread_is_left_behind(settings):
     """The background thread ends with the run."""
     run(settings)
     ends = time.monotonic() + 5
-    while any(thread.name == "batches" for thread in threading.enumerate()) and time.monotonic() < ends:
+    while any(thread.name.startswith("batches") for thread in threading.enumerate()) and time.monotonic() < ends:
         time.sleep(0.05)
-    assert not any(thread.name == "batches" for thread in threading.enumerate())
+    assert not any(thread.name.startswith("batches") for thread in threading.enumerate())

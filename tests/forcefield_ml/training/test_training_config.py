@@ -33,6 +33,9 @@ def test_preset_gives_way_to_what_is_written():
         ({"max_batches": None}, "max_minutes"),
         ({"targets_per_batch": 2, "frames_per_batch": 3}, "frames_per_batch"),
         ({"dataset": None}, "dataset is None"),
+        ({"pairs_per_batch": 1000, "targets_per_batch": 10}, "targets_per_batch beside it"),
+        ({"pairs_per_batch": 1000, "frames_per_batch": 2}, "frames_per_batch beside it"),
+        ({"precision": "fp16"}, "precision is 'fp16'"),
     ],
 )
 def test_what_is_wrong_is_named(values, message):
