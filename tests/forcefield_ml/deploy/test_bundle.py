@@ -103,7 +103,8 @@ def bad_files(good: Path, folder: Path) -> dict[str, tuple[Path, str]]:
     put("empty", b"", "0 bytes")
     put("cut", data[: len(data) // 2], "cut short")
     flipped = bytearray(data)
-    flipped[len(data) // 3] ^= 0xFF
+    for place in range(len(data) // 3, len(data) // 3 + 100):  # longer than the padding between two files of a zip
+        flipped[place] ^= 0xFF
     put("flipped", bytes(flipped), "damaged")
     put("text", b"not a model", "no TorchScript")
     put("pickle", pickle.dumps({"format": "forcefield-ml-model"}), "no TorchScript")
