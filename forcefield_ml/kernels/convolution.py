@@ -116,7 +116,7 @@ class Convolution:
         Parameters
         ----------
         features
-            (n_in, (in_order + 1)², C) float32, or None where there are kinds.
+            (n_in, (in_order + 1)², C), or None where there are kinds; the kernel sees float32 whatever their type is.
         table
             (n_nodes, columns) or (n_kinds, n_nodes, columns) float32: radial weights at evenly spaced u from `first`
             to 1, see `table_distances`.
@@ -127,7 +127,11 @@ class Convolution:
         kinds
             (n_in,) int32, which table each atom has as a neighbour.
         """
-        return _Convolve.apply(features, table, indices, vectors, mask, first, kinds, self)  # type: ignore[no-any-return]
+        if features is not None:
+            features = features.float()  # bfloat16 where autocast is on
+        return _Convolve.apply(  # type: ignore[no-any-return]
+            features, table.float(), indices, vectors, mask, first, kinds, self
+        )
 
 
 @functools.cache

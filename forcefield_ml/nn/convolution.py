@@ -24,13 +24,14 @@ class RadialTable:
         self._table: Optional[Tensor] = None
 
     def get(self, module: nn.Module, make: Any) -> Tensor:
-        """Return ``make()``, or what it gave before; with gradients it is made anew."""
-        if torch.is_grad_enabled():
-            return make()  # type: ignore[no-any-return]
-        made_of = tuple((id(p), p._version, p.device) for p in module.parameters())
-        if self._table is None or made_of != self._made_of:
-            self._table, self._made_of = make(), made_of
-        return self._table
+        """Return ``make()``, or what it gave before; with gradients it is made anew. In full precision always."""
+        with torch.autocast("cpu", enabled=False):
+            if torch.is_grad_enabled():
+                return make()  # type: ignore[no-any-return]
+            made_of = tuple((id(p), p._version, p.device) for p in module.parameters())
+            if self._table is None or made_of != self._made_of:
+                self._table, self._made_of = make(), made_of
+            return self._table
 
     def __deepcopy__(self, memo: Any) -> "RadialTable":
         return RadialTable()
