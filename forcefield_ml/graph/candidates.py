@@ -62,47 +62,26 @@ def image_shifts(box: Tensor | None, device: torch.device) -> Tensor:
     return torch.zeros_like(table) if box is None else table @ box
 
 
-def find_candidates(x: Tensor, box: Tensor | None, radii: Tensor) -> Candidates:
-    """Return all pairs nearer than their row's radius.
-
-    Parameters
-    ----------
-    x
-        (N, 3) float64 nm, inside the box where there is one: then no shift is larger than one box vector.
-    box
-        (3, 3) float64 nm, vectors as rows, or None.
-    radii
-        (N,) float64 nm, at most half the box's smallest height.
-    """
-    pairs, shifts = find_pairs(x, box, float(radii.max()), "PS")
-    starts = torch.searchsorted(pairs[:, 0].contiguous(), torch.arange(len(x) + 1, device=x.device))
-    steps = torch.tensor([9, 3, 1], dtype=torch.int32, device=x.device)
-    images = ((shifts * steps).sum(1, dtype=torch.int32) + 13).to(torch.uint8)
-    found = Candidates(starts, pairs[:, 1].int(), images, image_shifts(box, x.device))
-    if bool((radii == radii[0]).all()):
-        return found
-    return keep_pairs(found, pair_vectors(x, found).square_().sum(1) < radii.square()[pair_rows(found)])
-
-
 def pair_rows(candidates: Candidates) -> Tensor:
     """Return the row of each pair, (E,) int64."""
-    counts = candidates.starts.diff()
-    return torch.repeat_interleave(counts, output_size=len(candidates.partners))
+    return torch.repeat_interleave(candidates.starts.diff(), output_size=len(candidates.partners))
 
 
-def pair_vectors(x: Tensor, candidates: Candidates) -> Tensor:
-    """Return x[partner] + shift - x[row], (E, 3) float64 nm.
+def pair_vectors(centres: Tensor, x: Tensor, candidates: Candidates) -> Tensor:
+    """Return x[partner] + shift - centres[row], (E, 3) float64 nm.
 
     Parameters
     ----------
+    centres
+        (at least n_rows, 3) float64 nm, of the rows' atoms.
     x
-        (n, 3) float64 nm.
+        (n, 3) float64 nm, of the atoms that partners name.
     candidates
-        Of the first rows of x.
+        The pairs.
     """
     partners = x.index_select(0, candidates.partners)
     partners += candidates.shifts.index_select(0, candidates.images.int())
-    return partners.sub_(x.index_select(0, pair_rows(candidates)))
+    return partners.sub_(centres.index_select(0, pair_rows(candidates)))
 
 
 def keep_pairs(candidates: Candidates, kept: Tensor) -> Candidates:
@@ -111,43 +90,72 @@ def keep_pairs(candidates: Candidates, kept: Tensor) -> Candidates:
     return Candidates(before[candidates.starts], candidates.partners[kept], candidates.images[kept], candidates.shifts)
 
 
-def hops_from(candidates: Candidates, targets: Tensor, n_layers: int) -> Tensor:
-    """Return each atom's number of hops from a target along candidates, (N,) int64; n_layers + 1 for all beyond.
-
-    Parameters
-    ----------
-    candidates
-        With a row for each of the N atoms.
-    targets
-        (N,) bool.
-    n_layers
-        Message passing layers of the model.
-    """
-    hops = torch.where(targets, 0, n_layers + 1)
-    rows = pair_rows(candidates)
-    for hop in range(1, n_layers + 1):
-        seen = candidates.partners[hops[rows] == hop - 1].long()
-        hops[seen] = hops[seen].clamp(max=hop)
-    return hops
-
-
-def select_rows(candidates: Candidates, order: Tensor, n_rows: int) -> Candidates:
-    """Return the rows of the first atoms in an order, with partners counted along that order.
-
-    Parameters
-    ----------
-    candidates
-        With a row for each of the N atoms.
-    order
-        (n,) int64, atoms; every partner of the first `n_rows` is among them.
-    n_rows
-        Rows to keep.
-    """
-    place = torch.zeros(len(candidates.starts) - 1, dtype=torch.int32, device=order.device)
-    place[order] = torch.arange(len(order), dtype=torch.int32, device=order.device)
-    rows = order[:n_rows]
+def take_rows(candidates: Candidates, rows: Tensor) -> Candidates:
+    """Return these rows (m,) int64 alone, in this order."""
     counts = candidates.starts.diff()[rows]
     starts = torch.nn.functional.pad(counts.cumsum(0), [1, 0])
     pairs = torch.repeat_interleave(candidates.starts[rows] - starts[:-1], counts)
-    pairs += torch.arange(len(pairs), device=order.device)
-    return Candidates(starts, place[candidates.partners[pairs].long()], candidates.images[pairs], candidates.shifts)
+    pairs += torch.arange(len(pairs), device=rows.device)
+    return Candidates(starts, candidates.partners[pairs], candidates.images[pairs], candidates.shifts)
+
+
+def join_rows(blocks: list[Candidates], order: Tensor, n_atoms: int) -> Candidates:
+    """Return blocks of rows as one, with partners counted along an order.
+
+    Parameters
+    ----------
+    blocks
+        One after the other; partners count all atoms.
+    order
+        (n,) int64, the atoms; all partners are among them.
+    n_atoms
+        N.
+    """
+    place = torch.zeros(n_atoms, dtype=torch.int32, device=order.device)
+    place[order] = torch.arange(len(order), dtype=torch.int32, device=order.device)
+    counts = torch.cat([block.starts.diff() for block in blocks])
+    partners = torch.cat([block.partners for block in blocks])
+    images = torch.cat([block.images for block in blocks])
+    starts = torch.nn.functional.pad(counts.cumsum(0), [1, 0])
+    return Candidates(starts, place.index_select(0, partners), images, blocks[0].shifts)
+
+
+class PlainSearch:
+    """Find candidates of some rows by vesin: it searches all atoms at once, which is kept for rows asked for later.
+
+    Parameters
+    ----------
+    x
+        (N, 3) float64 nm, inside the box where there is one: then no shift is larger than one box vector.
+    box
+        (3, 3) float64 nm, vectors as rows, or None.
+    """
+
+    def __init__(self, x: Tensor, box: Tensor | None):
+        self._x, self._box = x, box
+        self._found: Candidates | None = None
+        self._radius = 0.0
+
+    def __call__(self, rows: Tensor, radii: Tensor) -> Candidates:
+        """Return all pairs of these rows that are nearer than the row's radius; partners count all atoms.
+
+        Parameters
+        ----------
+        rows
+            (m,) int64, at least one atom.
+        radii
+            (m,) float64 nm, at most half the box's smallest height.
+        """
+        x, radius = self._x, float(radii.max())
+        if self._found is None or radius > self._radius:
+            pairs, shifts = find_pairs(x, self._box, radius, "PS")
+            starts = torch.searchsorted(pairs[:, 0].contiguous(), torch.arange(len(x) + 1, device=x.device))
+            steps = torch.tensor([9, 3, 1], dtype=torch.int32, device=x.device)
+            images = ((shifts * steps).sum(1, dtype=torch.int32) + 13).to(torch.uint8)
+            self._found = Candidates(starts, pairs[:, 1].int(), images, image_shifts(self._box, x.device))
+            self._radius = radius
+        found = take_rows(self._found, rows)
+        if bool((radii == self._radius).all()):
+            return found
+        distances = pair_vectors(x[rows], x, found).square_().sum(1)
+        return keep_pairs(found, distances < radii.square()[pair_rows(found)])

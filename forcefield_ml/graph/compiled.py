@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import weakref
 from importlib import resources
 from typing import Any
 
@@ -34,15 +35,11 @@ def library() -> ctypes.CDLL:
     loaded.refresh_cutoff.argtypes = [*candidates, ctypes.c_double, *rows]
     loaded.refresh_cutoff.restype = _INTEGER
     loaded.refresh_nearest.argtypes = [*candidates, *rows, _POINTER]
-    loaded.search_candidates.argtypes = [
-        _INTEGER,
-        _POINTER,
-        _INTEGER,
-        *[_POINTER] * 4,
-        ctypes.c_double,
-        *[_POINTER] * 4,
-    ]
-    loaded.refresh_nearest.restype = loaded.search_candidates.restype = None
+    loaded.make_grid.argtypes = [_INTEGER, *[_POINTER] * 5, _INTEGER, ctypes.c_double]
+    loaded.make_grid.restype = _POINTER
+    loaded.search_grid.argtypes = [_POINTER, _INTEGER, *[_POINTER] * 5]
+    loaded.free_grid.argtypes = [_POINTER]
+    loaded.refresh_nearest.restype = loaded.search_grid.restype = loaded.free_grid.restype = None
     return loaded
 
 
@@ -66,24 +63,35 @@ def _outputs(out: NeighbourMatrix) -> list[int]:
     return [out.indices.shape[1], *_pointers(*zip(out, (torch.int64, torch.float32, torch.bool), strict=True))]
 
 
-def find_candidates(x: Tensor, box: Tensor | None, radii: Tensor) -> Candidates:
-    """As `candidates.find_candidates`, on the CPU; pairs of a row stand in another order."""
-    if box is None:
-        origin = x.min(0).values
-        extent = (x.max(0).values - origin).clamp(min=1e-3)
-        inverse = (1.0 / extent).diag()
-    else:
-        origin, extent, inverse = x.new_zeros(3), heights(box), torch.linalg.inv(box).contiguous()
-    shifts = image_shifts(box, x.device)
-    starts = torch.empty(len(x) + 1, dtype=torch.int64)
-    pointers = _pointers(*((t, torch.float64) for t in (origin, inverse, extent, shifts)))
-    common = [len(x), *_pointers((x, torch.float64)), int(box is not None), *pointers, float(radii.median())]
-    common += _pointers((radii, torch.float64), (starts, torch.int64))
-    library().search_candidates(*common, None, None)
-    partners = torch.empty(int(starts[-1]), dtype=torch.int32)
-    images = torch.empty(len(partners), dtype=torch.uint8)
-    library().search_candidates(*common, *_pointers((partners, torch.int32), (images, torch.uint8)))
-    return Candidates(starts, partners, images, shifts)
+class CompiledSearch:
+    """As `candidates.PlainSearch`, by cells, on the CPU; pairs of a row stand in another order."""
+
+    def __init__(self, x: Tensor, box: Tensor | None):
+        if box is None:
+            origin = x.min(0).values
+            extent = (x.max(0).values - origin).clamp(min=1e-3)
+            inverse = (1.0 / extent).diag()
+        else:
+            origin, extent, inverse = x.new_zeros(3), heights(box), torch.linalg.inv(box).contiguous()
+        self._held = (x, origin, inverse, extent, image_shifts(box, x.device))  # compiled code reads them
+        self._periodic = box is not None
+        self._grid: int | None = None
+
+    def __call__(self, rows: Tensor, radii: Tensor) -> Candidates:
+        """As `PlainSearch.__call__`."""
+        if self._grid is None:
+            pointers = _pointers(*((tensor, torch.float64) for tensor in self._held))
+            typical = float(radii.median())
+            self._grid = library().make_grid(len(self._held[0]), *pointers, self._periodic, typical)
+            weakref.finalize(self, library().free_grid, self._grid)
+        starts = torch.empty(len(rows) + 1, dtype=torch.int64)
+        common = _pointers((rows, torch.int64), (radii, torch.float64), (starts, torch.int64))
+        library().search_grid(self._grid, len(rows), *common, None, None)
+        partners = torch.empty(int(starts[-1]), dtype=torch.int32)
+        images = torch.empty(len(partners), dtype=torch.uint8)
+        pointers = _pointers((partners, torch.int32), (images, torch.uint8))
+        library().search_grid(self._grid, len(rows), *common, *pointers)
+        return Candidates(starts, partners, images, self._held[-1])
 
 
 def refresh_cutoff(x: Tensor, candidates: Candidates, cutoff: float, out: NeighbourMatrix) -> int:

@@ -7,14 +7,13 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from forcefield_ml.graph import candidates as plain
 from forcefield_ml.graph import compiled, refresh
-from forcefield_ml.graph.candidates import Candidates, hops_from, select_rows, spatial_order, wrapping_offsets
+from forcefield_ml.graph.candidates import Candidates, PlainSearch, join_rows, spatial_order, wrapping_offsets
 from forcefield_ml.graph.neighbour_matrix import NeighbourMatrix
 from forcefield_ml.graph.search import (
     NeighbourSearch,
@@ -22,7 +21,6 @@ from forcefield_ml.graph.search import (
     check_positions,
     largest_radius,
     refuse_too_few,
-    whole,
 )
 from forcefield_ml.kernels import serves
 
@@ -37,16 +35,19 @@ SPARE_PLACES = 4
 ROUNDING = 8
 
 
+Search: TypeAlias = Callable[[Tensor, Tensor], Candidates]
+
+
 class Forms(NamedTuple):
     """One of two ways, equal in their results, to do the work of a list."""
 
-    find_candidates: Callable[[Tensor, Tensor | None, Tensor], Candidates]
+    search: Callable[[Tensor, Tensor | None], Search]
     refresh_cutoff: Callable[[Tensor, Candidates, float, NeighbourMatrix], int]
     refresh_nearest: Callable[[Tensor, Candidates, NeighbourMatrix], Tensor]
 
 
-PLAIN = Forms(plain.find_candidates, refresh.refresh_cutoff, refresh.refresh_nearest)
-COMPILED = Forms(compiled.find_candidates, compiled.refresh_cutoff, compiled.refresh_nearest)
+PLAIN = Forms(PlainSearch, refresh.refresh_cutoff, refresh.refresh_nearest)
+COMPILED = Forms(compiled.CompiledSearch, compiled.refresh_cutoff, compiled.refresh_nearest)
 
 
 class Neighbourhood(NamedTuple):
@@ -108,11 +109,11 @@ class _Build(NamedTuple):
 class NeighbourList:
     """Give the neighbours at each step of one system's trajectory; the same as `NeighbourSearch` gives.
 
-    Candidates are all pairs within the cutoff plus a skin. They hold every neighbour until some atom has moved by
-    half the skin: a pair outside was farther apart than cutoff + skin and has come closer by less than the skin. Then,
-    and when the box changes, they are searched anew. For the K nearest, row i's candidates reach to the K-th distance
-    at the search plus the skin, R_i; they hold the K nearest as long as the K-th distance is at most R_i - 2 u, u being
-    the largest displacement since.
+    Candidates are all pairs within the cutoff plus a skin. A pair outside was farther apart than that, and has come
+    closer by no more than the sum of the two largest displacements, 2 u: until that is the skin, candidates hold every
+    neighbour. Then, and when the box changes, they are searched anew. For the K nearest, row i's candidates reach to
+    the K-th distance at the search plus the skin, R_i; they hold the K nearest as long as the K-th distance is at most
+    R_i - 2 u.
 
     Parameters
     ----------
@@ -195,11 +196,15 @@ class NeighbourList:
         return found
 
     def _displacement(self, positions: Tensor, box: Tensor | None) -> float:
-        """Return how far any atom has moved since the last search, nm; infinite where that says nothing."""
+        """Return the mean of the two largest displacements since the last search, nm; infinite where none is kept.
+
+        No two atoms have come closer by more than twice that.
+        """
         build = self._build
         if build is None or build.positions.shape != positions.shape or not _same_box(build.box, box):
             return math.inf
-        moved = math.sqrt(float((positions - build.positions).square().sum(1).max()))
+        squared = (positions - build.positions).square().sum(1)
+        moved = float(squared.topk(min(2, len(squared))).values.sqrt().mean())
         return moved if math.isfinite(moved) else math.inf
 
     def _search(self, positions: Tensor, box: Tensor | None) -> None:
@@ -211,51 +216,70 @@ class NeighbourList:
                 f"targets are a mask of {len(self._targets)} atoms, but there are positions of {len(positions)}"
             )
         largest = largest_radius(positions, box)
-        offsets = wrapping_offsets(positions, box)
-        order = spatial_order(positions + offsets)
-        offsets = offsets[order]
-        x = positions[order] + offsets
         skin = self._skin
-        if self._nearest:
-            reach = self._nearest_reach(x, box, largest, order)
-        else:
-            if box is not None:
-                check_cutoff(self._cutoff, largest)
-                skin = min(skin, largest - self._cutoff)
-            reach = x.new_full((len(x),), self._cutoff + skin)
-        candidates = self._forms.find_candidates(x, box, reach)
-        if self._targets is None:
-            sizes = whole(len(x), self._n_layers)
-            ascending = torch.argsort(order)
-        else:
-            hops = hops_from(candidates, self._targets[order], self._n_layers)
-            sizes = [int((hops <= self._n_layers - layer).sum()) for layer in range(1, self._n_layers + 1)]
-            inner = torch.argsort(hops, stable=True)[: int((hops <= self._n_layers).sum())]
-            candidates = select_rows(candidates, inner, sizes[0])
-            order, offsets, reach = order[inner], offsets[inner], reach[inner[: sizes[0]]]
-            ascending = torch.argsort(order[: sizes[-1]])
-        kept_box = None if box is None else box.clone()
-        self._build = _Build(positions.clone(), kept_box, skin, reach, offsets, candidates, order, sizes, ascending)
+        if not self._nearest and box is not None:
+            check_cutoff(self._cutoff, largest)
+            skin = min(skin, largest - self._cutoff)
+        offsets = wrapping_offsets(positions, box)
+        along = spatial_order(positions + offsets)
+        offsets = offsets[along]
+        x = positions[along] + offsets  # from here to the end atoms are counted along the curve
+        search = self._forms.search(x, box)
+        unseen = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        shell = torch.arange(len(x), device=x.device) if self._targets is None else self._targets[along].nonzero()[:, 0]
+        shells, blocks, reaches, counts = [shell], [], [], []
+        for _ in range(self._n_layers):  # each hop from the targets is computed in one layer less
+            counts.append(sum(map(len, shells)))
+            unseen[shell] = False
+            if len(shell) > 0:
+                if self._nearest:
+                    candidates, reach = self._nearest_candidates(x, search, shell, along[shell], largest)
+                else:
+                    reach = x.new_full((len(shell),), self._cutoff + skin)
+                    candidates = search(shell, reach)
+                blocks.append(candidates)
+                reaches.append(reach)
+                found = torch.zeros_like(unseen)
+                found[candidates.partners.long()] = True
+                shell = (found & unseen).nonzero()[:, 0]
+            shells.append(shell)
+        inner = torch.cat(shells[: len(blocks) + 1])
+        order = along[inner]
+        self._build = _Build(
+            positions.clone(),
+            None if box is None else box.clone(),
+            skin,
+            torch.cat(reaches),
+            offsets[inner],
+            join_rows(blocks, inner, len(x)),
+            order,
+            counts[::-1],
+            torch.argsort(order[: counts[0]]),
+        )
         self.statistics.rebuilds += 1
 
-    def _nearest_reach(self, x: Tensor, box: Tensor | None, largest: float, order: Tensor) -> Tensor:
-        """Return each atom's distance to its K-th neighbour plus the skin, (N,) nm; no more than the box allows."""
+    def _nearest_candidates(
+        self, x: Tensor, search: Search, rows: Tensor, atoms: Tensor, largest: float
+    ) -> tuple[Candidates, Tensor]:
+        """Return candidates as far as the K-th neighbour and a skin, and how far that is (m,) nm, for these rows."""
         wanted = min(self._n_neighbours, len(x) - 1)
         if self._radii is None or len(self._radii) != len(x):
             self._radii = x.new_full((len(x),), self._first_radius)
-        radii = self._radii[order].clamp_(max=largest)
+        radii = self._radii[atoms].clamp_(max=largest)  # where the last search ended: most likely far enough
         while True:
-            candidates = self._forms.find_candidates(x, box, radii)
+            candidates = search(rows, radii)
             lacking = candidates.starts.diff() < wanted
             if not bool(lacking.any()):
                 break
             if bool((radii[lacking] >= largest).any()):
                 refuse_too_few(self._n_neighbours, largest)
             radii = torch.where(lacking, (1.25 * radii).clamp(max=largest), radii)
-        reached = self._forms.refresh_nearest(x, candidates, self._empty(len(x), self._n_neighbours, x.device))
+        moved = candidates._replace(partners=candidates.partners + len(rows))  # the rows' atoms must lead
+        nearest = self._empty(len(rows), self._n_neighbours, x.device)
+        reached = self._forms.refresh_nearest(torch.cat([x[rows], x]), moved, nearest)
         reach = (reached + self._skin).clamp_(max=largest)
-        self._radii[order] = reach
-        return reach
+        self._radii[atoms] = reach
+        return search(rows, reach), reach
 
     def _refresh(self, positions: Tensor, moved: float) -> Neighbourhood | None:
         """Return the neighbours among the candidates, or None if these may lack some."""
@@ -268,7 +292,7 @@ class NeighbourList:
             self._out = self._empty(n_rows, self._width, x.device)
         if self._nearest:
             reached = self._forms.refresh_nearest(x, build.candidates, self._out)
-            if bool((reached > build.reach - 2 * moved).any()):
+            if moved > 0 and bool((reached > build.reach - 2 * moved).any()):
                 return None
         else:
             longest = self._forms.refresh_cutoff(x, build.candidates, self._cutoff, self._out)

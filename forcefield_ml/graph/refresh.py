@@ -41,7 +41,7 @@ def refresh_cutoff(x: Tensor, candidates: Candidates, cutoff: float, out: Neighb
     int
         Neighbours in the longest row; if more than K, `out` is not to be used.
     """
-    vectors = pair_vectors(x, candidates)
+    vectors = pair_vectors(x, x, candidates)
     kept = vectors.square().sum(1) < cutoff * cutoff
     near = keep_pairs(candidates, kept)
     return _write(vectors[kept], near, pair_rows(near), out)
@@ -65,7 +65,7 @@ def refresh_nearest(x: Tensor, candidates: Candidates, out: NeighbourMatrix) -> 
         (n_rows,) float64 nm, the distance of the farthest neighbour of each row, 0 where there is none.
     """
     n_rows, width = out.indices.shape
-    vectors = pair_vectors(x, candidates)
+    vectors = pair_vectors(x, x, candidates)
     distances = vectors.square().sum(1)
     places, mask = row_places(pair_rows(candidates), n_rows, width)
     spread = take(distances, places).masked_fill_(~mask, float("inf"))

@@ -178,6 +178,8 @@ void refresh_nearest(int64_t n_rows, const int64_t *starts, const int32_t *partn
 
 /* Cells along the box vectors, or along the axes from `origin` where there is no box, with the atoms sorted by cell. */
 typedef struct {
+    const double *positions, *origin, *inverse, *shifts; /* the caller keeps them */
+    int periodic;
     int64_t n[3];       /* cells along each vector */
     double height[3];   /* nm, of a cell */
     int64_t *first;     /* where each cell's atoms begin, and where the last one's end */
@@ -185,19 +187,23 @@ typedef struct {
     double *x, *y, *z;  /* of the sorted atoms */
 } Cells;
 
-static int64_t cell_along(const Cells *c, int axis, const double *p, const double *origin, const double *inverse)
+static int64_t cell_along(const Cells *c, int axis, const double *p)
 {
     double f = 0.0;
     for (int k = 0; k < 3; ++k)
-        f += (p[k] - origin[k]) * inverse[3 * k + axis];
+        f += (p[k] - c->origin[k]) * c->inverse[3 * k + axis];
     const int64_t cell = (int64_t)floor(f * (double)c->n[axis]);
     return cell < 0 ? 0 : cell >= c->n[axis] ? c->n[axis] - 1 : cell;
 }
 
-static Cells make_cells(int64_t n_atoms, const double *x, const double *origin, const double *inverse,
-                        const double *heights, double radius)
+/* Where the system is periodic every atom must lie in the box. */
+void *make_grid(int64_t n_atoms, const double *x, const double *origin, const double *inverse, const double *heights,
+                const double *shifts, int64_t periodic, double radius)
 {
-    Cells c;
+    Cells *grid = malloc(sizeof *grid);
+    if (!grid)
+        abort();
+    Cells c = {.positions = x, .origin = origin, .inverse = inverse, .shifts = shifts, .periodic = periodic != 0};
     for (int axis = 0; axis < 3; ++axis) {
         const double most = floor(heights[axis] / (radius * (1.0 + 1e-9)));
         c.n[axis] = most < 1.0 ? 1 : most > 1048576.0 ? 1048576 : (int64_t)most;
@@ -225,7 +231,7 @@ static Cells make_cells(int64_t n_atoms, const double *x, const double *origin, 
     for (int64_t i = 0; i < n_atoms; ++i) {
         int64_t at = 0;
         for (int axis = 0; axis < 3; ++axis)
-            at = at * c.n[axis] + cell_along(&c, axis, x + 3 * i, origin, inverse);
+            at = at * c.n[axis] + cell_along(&c, axis, x + 3 * i);
         cell[i] = (int32_t)at;
         ++c.first[at + 2];
     }
@@ -239,30 +245,32 @@ static Cells make_cells(int64_t n_atoms, const double *x, const double *origin, 
         c.z[place] = x[3 * i + 2];
     }
     free(cell);
-    return c;
+    *grid = c;
+    return grid;
 }
 
-static void free_cells(Cells c)
+void free_grid(void *grid)
 {
-    free(c.first);
-    free(c.atoms);
-    free(c.x);
+    const Cells *c = grid;
+    free(c->first);
+    free(c->atoms);
+    free(c->x);
+    free(grid);
 }
 
-/* Count the atoms within a row's radius; write them too, unless partners is null. */
-static int64_t search_row(int64_t row, const double *p, double radius, const Cells *c, int periodic,
-                          const double *origin, const double *inverse, const double *shifts, int32_t *partners,
-                          uint8_t *images)
+/* Count the atoms within a radius of an atom; write them too, unless partners is null. */
+static int64_t search_row(const Cells *c, int64_t atom, double radius, int32_t *partners, uint8_t *images)
 {
+    const double *p = c->positions + 3 * atom, *shifts = c->shifts;
     enum { BLOCK = 256 };
     int64_t at[3], low[3], high[3], found = 0;
     for (int axis = 0; axis < 3; ++axis) {
         const double reach = ceil(radius * (1.0 + 1e-9) / c->height[axis]);
         const int64_t cells = reach < (double)c->n[axis] ? (int64_t)reach : c->n[axis];
-        at[axis] = cell_along(c, axis, p, origin, inverse);
+        at[axis] = cell_along(c, axis, p);
         low[axis] = at[axis] - cells;
         high[axis] = at[axis] + cells;
-        if (!periodic) {
+        if (!c->periodic) {
             low[axis] = low[axis] < 0 ? 0 : low[axis];
             high[axis] = high[axis] >= c->n[axis] ? c->n[axis] - 1 : high[axis];
         }
@@ -280,7 +288,7 @@ static int64_t search_row(int64_t row, const double *p, double radius, const Cel
                 const int image = (int)(9 * (sa + 1) + 3 * (sb + 1) + sc + 1);
                 const double u = shifts[3 * image] - p[0], v = shifts[3 * image + 1] - p[1],
                              w = shifts[3 * image + 2] - p[2];
-                const int32_t self = image == 13 ? (int32_t)row : -1;
+                const int32_t self = image == 13 ? (int32_t)atom : -1;
                 const int64_t end = c->first[column + to - sc * c->n[2] + 1];
                 for (int64_t k = c->first[column + from - sc * c->n[2]]; k < end; k += BLOCK) {
                     const int64_t n = end - k < BLOCK ? end - k : BLOCK;
@@ -309,25 +317,22 @@ static int64_t search_row(int64_t row, const double *p, double radius, const Cel
     return found;
 }
 
-/* All pairs closer than the row's radius, in two calls: with partners null the rows' lengths are counted into starts;
-   then partners and images have starts[n_atoms] places and are filled. Where the system is periodic every atom lies in
-   the box, and no radius is larger than half a height of it. */
-void search_candidates(int64_t n_atoms, const double *x, int64_t periodic, const double *origin, const double *inverse,
-                       const double *heights, const double *shifts, double typical, const double *radii,
-                       int64_t *starts, int32_t *partners, uint8_t *images)
+/* All pairs of some atoms closer than the row's radius, in two calls: with partners null the rows' lengths are counted
+   into starts; then partners and images have starts[n_rows] places and are filled. In a periodic system no radius may be
+   larger than half a height of the box. */
+void search_grid(const void *grid, int64_t n_rows, const int64_t *rows, const double *radii, int64_t *starts,
+                 int32_t *partners, uint8_t *images)
 {
-    Cells c = make_cells(n_atoms, x, origin, inverse, heights, typical);
 #pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < n_atoms; ++i) {
-        const int64_t count = search_row(i, x + 3 * i, radii[i], &c, (int)periodic, origin, inverse, shifts,
-                                         partners ? partners + starts[i] : NULL, partners ? images + starts[i] : NULL);
+    for (int64_t r = 0; r < n_rows; ++r) {
+        const int64_t count = search_row(grid, rows[r], radii[r], partners ? partners + starts[r] : NULL,
+                                         partners ? images + starts[r] : NULL);
         if (!partners)
-            starts[i + 1] = count;
+            starts[r + 1] = count;
     }
     if (!partners) {
         starts[0] = 0;
-        for (int64_t i = 0; i < n_atoms; ++i)
-            starts[i + 1] += starts[i];
+        for (int64_t r = 0; r < n_rows; ++r)
+            starts[r + 1] += starts[r];
     }
-    free_cells(c);
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import resource
 from collections.abc import Iterator
 from contextlib import nullcontext
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from forcefield_ml.graph import Neighbourhood, NeighbourList, NeighbourMatrix, NeighbourSearch, compiled, whole
 from forcefield_ml.graph import neighbour_list as module
 from forcefield_ml.graph.candidates import pair_rows, spatial_order, wrapping_offsets
+from forcefield_ml.graph.neighbour_list import Statistics
 from forcefield_ml.graph.search import largest_radius
 from forcefield_ml.kernels import plain_form
 from forcefield_ml.models import Atoms, build
@@ -167,17 +169,20 @@ def test_pairs_are_missed_without_the_displacement_test(monkeypatch: pytest.Monk
     assert neighbours.statistics.rebuilds == 1 and missing[0] == 0 and max(missing) > 10
 
 
-@pytest.mark.parametrize("approach", [0.49, 0.51])
-def test_two_atoms_meet_from_beyond_the_skin(form: str, approach: float) -> None:
+@pytest.mark.parametrize("share", [0.5, 1.0])
+@pytest.mark.parametrize("approach", [0.099, 0.102])
+def test_two_atoms_meet_from_beyond_the_skin(form: str, approach: float, share: float) -> None:
     """A pair just outside cutoff + skin comes closer by almost, and by more than, the skin: it is never missed."""
     apart = 0.3 + 0.1 + 0.001
     start = torch.tensor([[0.0, 0, 0], [apart, 0, 0], [0, 5.0, 0]], dtype=torch.float64)
-    towards = torch.tensor([[1.0, 0, 0], [-1.0, 0, 0], [0, 0, 0]], dtype=torch.float64) * approach * 0.1
+    moved = start.clone()
+    moved[0, 0] += share * approach
+    moved[1, 0] -= (1 - share) * approach
     neighbours = NeighbourList("cutoff", cutoff=0.3, skin=0.1)
     neighbours(start)
-    found = neighbours(start + towards)
-    assert int(found.neighbours.mask.sum()) == (2 if approach > 0.5 else 0)
-    assert neighbours.statistics.rebuilds == (2 if approach > 0.5 else 1)
+    found = neighbours(moved)
+    assert int(found.neighbours.mask.sum()) == (2 if approach > 0.1 else 0)
+    assert neighbours.statistics.rebuilds == (2 if approach > 0.1 else 1)
 
 
 @pytest.mark.parametrize("name", ["cubic", "dodecahedron"])
@@ -479,12 +484,15 @@ def test_compiled_search_equals_vesin(name: str) -> None:
         positions[7] += 300.0
     largest = largest_radius(positions, box)
     generator = torch.Generator().manual_seed(1)
+    rows = torch.randperm(N_ATOMS, generator=generator)
     for low, high in ((0.05, 0.3), (0.3, min(largest, 0.6)), (largest, largest) if box is not None else (0.2, 0.2)):
         radii = low + (high - low) * torch.rand(N_ATOMS, generator=generator, dtype=torch.float64)
-        found = [module.PLAIN.find_candidates(positions, box, radii), compiled.find_candidates(positions, box, radii)]
-        assert torch.equal(found[0].starts, found[1].starts) and len(found[0].partners) > 0
-        names = [(pair_rows(f) * 10_000 + f.partners) * 27 + f.images for f in found]
-        assert torch.equal(names[0].sort().values, names[1].sort().values)
+        searches = module.PLAIN.search(positions, box), compiled.CompiledSearch(positions, box)
+        for chosen in (rows, rows[:50]):
+            found = [search(chosen, radii[: len(chosen)]) for search in searches]
+            assert torch.equal(found[0].starts, found[1].starts) and len(found[0].partners) > 0
+            names = [(pair_rows(f) * 10_000 + f.partners) * 27 + f.images for f in found]
+            assert torch.equal(names[0].sort().values, names[1].sort().values)
 
 
 def test_the_kernel_refuses_other_memory() -> None:
@@ -528,3 +536,38 @@ def test_spatial_order_is_local() -> None:
     assert order.sort().values.tolist() == list(range(1000))
     steps = positions[order].diff(dim=0).norm(dim=1).mean()
     assert steps < 0.3 * positions.diff(dim=0).norm(dim=1).mean()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["cutoff", "nearest"])
+def test_time_and_memory_are_linear(kind: str) -> None:
+    """From 1,000 to 1,000,000 atoms a search and a refresh cost the same per atom, within caches; under 4 kB an atom."""
+    seconds: dict[int, list[float]] = {}
+    for n_atoms in (1_000, 10_000, 100_000, 1_000_000):
+        _, positions, box = random_liquid(n_atoms, seed=1)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        neighbours = NeighbourList(kind, n_neighbours=50, cutoff=0.45, n_layers=3)
+        neighbours(positions, box)
+        least = [math.inf, math.inf]
+        for repeat in range(3):
+            neighbours.statistics = Statistics()
+            found = neighbours(positions + 0.2 * (repeat + 1), box)
+            assert neighbours.statistics.rebuilds == 1
+            least[0] = min(least[0], neighbours.statistics.search_seconds / n_atoms)
+            least[1] = min(least[1], neighbours.statistics.refresh_seconds / n_atoms)
+        seconds[n_atoms] = least
+        some = torch.arange(0, n_atoms, n_atoms // 50)
+        lengths = found.neighbours.vectors[found.ascending[some]].norm(dim=2).sort(dim=1, descending=True).values
+        for atom, row in zip(some.tolist(), lengths, strict=True):
+            apart = positions - positions[atom]
+            distances = (apart - (apart / box[0, 0]).round() * box[0, 0]).norm(dim=1).sort().values[1:]
+            near = distances[:50] if kind == "nearest" else distances[distances < 0.45]
+            assert torch.allclose(row[: len(near)].double(), near.flip(0), atol=1e-6) and not bool(
+                row[len(near) :].any()
+            )
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        print(n_atoms, [f"{1e6 * value:.2f} µs/atom" for value in least], f"{grown * 1024 / n_atoms:.0f} bytes/atom")
+        if n_atoms == 1_000_000:
+            assert grown * 1024 < 4000 * n_atoms
+    for part in (0, 1):
+        assert seconds[1_000_000][part] < 4 * seconds[10_000][part]
