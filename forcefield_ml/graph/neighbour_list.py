@@ -27,7 +27,10 @@ from forcefield_ml.kernels import serves
 logger = logging.getLogger(__name__)
 
 SKIN = 0.1
-"""nm, the default: docs/decisions/0013-neighbour-list.md has the measurement."""
+"""nm, the default for all atoms, measured in docs/decisions/0013-neighbour-list.md."""
+
+SKIN_OF_TARGETS = 0.06
+"""nm, the default where there are targets: there the skin also widens the shells of atoms that layers run on."""
 
 SPARE_PLACES = 4
 """Added to the longest row found at first, before rounding up to a multiple of `ROUNDING`."""
@@ -122,7 +125,7 @@ class NeighbourList:
     n_layers
         Message passing layers of the model.
     skin
-        nm, above 0. Wider: rarer searches, more candidates.
+        nm, above 0. Wider: rarer searches, more candidates. None: `SKIN`, or with targets `SKIN_OF_TARGETS`.
     targets
         (N,) bool, the atoms to predict; None for all.
     dtype
@@ -145,10 +148,12 @@ class NeighbourList:
         n_neighbours: int = 0,
         cutoff: float = 0.0,
         n_layers: int = 1,
-        skin: float = SKIN,
+        skin: float | None = None,
         targets: Tensor | None = None,
         dtype: torch.dtype = torch.float32,
     ):
+        if skin is None:
+            skin = SKIN if targets is None else SKIN_OF_TARGETS
         if not 0 < skin < math.inf:
             raise ValueError(f"a neighbour list needs a skin above 0 nm, got {skin}")
         if targets is not None and (targets.dtype != torch.bool or targets.dim() != 1 or not bool(targets.any())):
@@ -220,6 +225,7 @@ class NeighbourList:
         if not self._nearest and box is not None:
             check_cutoff(self._cutoff, largest)
             skin = min(skin, largest - self._cutoff)
+        self._build = None  # its memory first
         offsets = wrapping_offsets(positions, box)
         along = spatial_order(positions + offsets)
         offsets = offsets[along]
@@ -277,6 +283,7 @@ class NeighbourList:
         moved = candidates._replace(partners=candidates.partners + len(rows))  # the rows' atoms must lead
         nearest = self._empty(len(rows), self._n_neighbours, x.device)
         reached = self._forms.refresh_nearest(torch.cat([x[rows], x]), moved, nearest)
+        del candidates, moved, nearest  # a million atoms have gigabytes of them
         reach = (reached + self._skin).clamp_(max=largest)
         self._radii[atoms] = reach
         return search(rows, reach), reach
