@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -20,6 +20,8 @@ from forcefield_ml.nn.spherical import clebsch_gordan, coupling_paths
 
 INTERPOLATION = 4
 """Multiply-adds for one radial function at one distance, cubic in a table."""
+
+Path = tuple[int, int, int]
 
 PAIR_BYTES = 8 + 12 + 1
 """Of index, vector and mask of one place of a neighbour matrix."""
@@ -69,9 +71,9 @@ def _best(work: Callable[[], Any], repeats: int = 7) -> float:
 def arithmetic(config: Mapping[str, Any], neighbours: float) -> dict[str, dict[str, float]]:
     """Return what each layer of one of our models asks for, per atom, if every atom is computed.
 
-    Counted are the products of the layers as documented: sums over neighbours of radial unit x harmonic x feature,
-    couplings that are not zero, mixing of channels on atoms. Radial units are taken from a table. Left out is what
-    costs a few operations per channel (norms, gates, activations), and the search.
+    Counted are the products of the layers in their compiled form, pair by pair: radial weights from a table, couplings
+    that are not zero, weight x feature, and the mixing of channels on atoms. Left out is what costs a few operations
+    per pair (distance, harmonics) or per channel (norms, gates, activations), and the search.
 
     Parameters
     ----------
@@ -93,16 +95,18 @@ def arithmetic(config: Mapping[str, Any], neighbours: float) -> dict[str, dict[s
     raise ValueError(f"no count for the architecture {parsed.architecture!r}; add one to speed_limits.py")
 
 
-def _convolution(
-    channels: int, orders: tuple[int, int, int], units: int, neighbours: float, parity: str
-) -> dict[str, float]:
-    """Count a `DenseConvolution` with filters, input and output up to `orders`."""
-    filters, inputs, _ = ((order + 1) ** 2 for order in orders)
-    couplings = sum(int((clebsch_gordan(*path).abs() > 1e-12).sum()) for path in coupling_paths(*orders, parity))
-    per_pair = units * INTERPOLATION + units * filters + units * filters * channels * inputs
+def _convolution(channels: int, paths: Iterable[Path], neighbours: float, features: int) -> dict[str, float]:
+    """Count a convolution; `features` components of each channel are read of a neighbour, 0 where it is an element."""
+    per_pair = 0.0
+    for f, i, o in paths:
+        coupled = clebsch_gordan(f, i, o).abs() > 1e-12
+        if f > 0:
+            per_pair += int(coupled.sum())  # the coupling with the direction, once for all channels
+        terms = int(coupled.any(0).sum()) + (min(2 * i + 1, 2 * o + 1) if features else 0)
+        per_pair += channels * (INTERPOLATION + terms)
     return {
-        "multiply_adds": neighbours * per_pair + units * channels * couplings,
-        "bytes": neighbours * (PAIR_BYTES + 4 * channels * inputs),
+        "multiply_adds": neighbours * per_pair,
+        "bytes": neighbours * (PAIR_BYTES + 4 * channels * features),
     }
 
 
@@ -111,7 +115,8 @@ def _paper(config: TensorFieldConfig, neighbours: float) -> dict[str, dict[str, 
     channels, order = config.channels[0], 0
     for number, out in enumerate(config.channels):
         out_order = min(config.order, 1) if number == len(config.channels) - 1 else config.order
-        layer = _convolution(channels, (config.order, order, out_order), config.n_units, neighbours, config.parity)
+        paths = coupling_paths(config.order, order, out_order, config.parity)
+        layer = _convolution(channels, paths, neighbours, (order + 1) ** 2)
         before = len(config.elements) * channels if number == 0 else channels * channels * (order + 1) ** 2
         layer["multiply_adds"] += before + channels * out * (out_order + 1) ** 2 + out * out * out_order
         layers[f"layer {number + 1}"] = layer
@@ -120,13 +125,13 @@ def _paper(config: TensorFieldConfig, neighbours: float) -> dict[str, dict[str, 
 
 
 def _fast(config: FastConfig, neighbours: float) -> dict[str, dict[str, float]]:
-    channels, elements, units = config.n_channels, len(config.elements), config.n_first_units
+    channels = config.n_channels
     dense = 2 * channels * 2 * channels  # the second matrix of every update
-    first = neighbours * units * (INTERPOLATION + 4 + 4)  # the product with a one-hot is a sum
-    first += units * elements * channels * 4 + elements * channels + 3 * channels * 2 * channels + dense
-    layers = {"layer 1": {"multiply_adds": first, "bytes": neighbours * (PAIR_BYTES + 4 * elements)}}
+    layer = _convolution(channels, [(0, 0, 0), (1, 0, 1)], neighbours, 0)
+    layer["multiply_adds"] += len(config.elements) * channels + 3 * channels * 2 * channels + dense
+    layers = {"layer 1": layer}
     for number in range(1, config.n_layers):
-        layer = _convolution(channels, (config.filter_order, 1, 1), config.n_units, neighbours, "O3")
+        layer = _convolution(channels, coupling_paths(config.filter_order, 1, 1, "O3"), neighbours, 4)
         layer["multiply_adds"] += 3 * (2 * channels) ** 2 + 4 * channels * 2 * channels + dense
         layers[f"layer {number + 1}"] = layer
     return layers

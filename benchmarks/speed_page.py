@@ -165,9 +165,10 @@ def _profiles(rows: Mapping[str, Any]) -> list[str]:
     found = []
     for name, row in rows.items():
         if row.get("profile"):
-            parts, operations = row["profile"]["parts"], row["profile"]["operations"]
+            profile = row["profile"]
+            parts, operations = profile["parts"], profile["operations"]
             found += [
-                f"{CONTENDERS[name].title}, shares of a step:",
+                f"{CONTENDERS[name].title}, shares of {profile['steps']} steps with {profile['searches']} searches:",
                 _table(("part", "share"), ((part, f"{share:.1%}") for part, share in parts.items())),
                 "Operations by torch's profiler: "
                 + ", ".join(f"`{operation}` {share:.0%}" for operation, share in operations.items())

@@ -90,7 +90,7 @@ def test_quick(water: Path, folder: Path, environment: dict[str, str]) -> None:
         assert box["n_atoms"] == 1029 and box["us_per_atom"][0] > 0
     fast = rows["fast"]
     assert fast["n_parameters"] > 1000 and fast["training_atoms_per_s"][0] > 0 and "torch" in fast["versions"]
-    assert fast["profile"]["parts"]["search"] > 0
+    assert fast["profile"]["parts"]["neighbours among candidates"] > 0
     assert sum(fast["profile"]["parts"].values()) == pytest.approx(1, abs=0.02)
     assert rows["amber"]["dynamics_us_per_atom"][1] > 0
     assert results["limits"]["gflops"] > 0.1 and results["limits"]["copy_gb_s"] > 0.1
@@ -214,9 +214,9 @@ def test_marks_are_judged(speed: SimpleNamespace) -> None:
 
 def test_arithmetic_counts_products(speed: SimpleNamespace) -> None:
     """The count of one layer is that written out by hand; that of the fast model grows with the neighbours."""
-    counted = speed.speed_limits.arithmetic({"architecture": "tfn", "order": 0, "channels": (4,), "n_units": 3}, 10)
-    pairs = 10 * (3 * speed.speed_limits.INTERPOLATION + 3 + 3 * 4)
-    assert counted == {"layer 1": {"multiply_adds": pairs + 3 * 4 * 1 + 5 * 4 + 4 * 4, "bytes": 10 * (21 + 16)}}
+    counted = speed.speed_limits.arithmetic({"architecture": "tfn", "order": 0, "channels": (4,)}, 10)
+    pairs = 10 * 4 * (speed.speed_limits.INTERPOLATION + 2)  # neighbours x channels x (weight, times feature, sum)
+    assert counted == {"layer 1": {"multiply_adds": pairs + 5 * 4 + 4 * 4, "bytes": 10 * (21 + 4 * 4)}}
     few, many = (
         sum(layer["multiply_adds"] for layer in speed.speed_limits.arithmetic({"architecture": "fast"}, n).values())
         for n in (20, 40)

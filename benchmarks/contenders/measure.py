@@ -173,7 +173,7 @@ def measure(job: Job, out: TextIO) -> None:
     tell("profile")
     found |= contender.extra()
     if job.profile:
-        found["profile"] = contender.profile([workload.frame(step) for step in range(4)])
+        found["profile"] = contender.profile([workload.frame(step) for step in range(len(workload.frames))])
     tell("done")
 
 

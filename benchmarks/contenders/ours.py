@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 import forcefield_ml
 from contenders.interface import Batch, Contender, Setting, count
-from forcefield_ml.graph import NeighbourMatrix
+from forcefield_ml.graph import NeighbourList
 from forcefield_ml.graph.search import whole
 from forcefield_ml.models import Atoms, build
 from forcefield_ml.models.model import Model
@@ -69,7 +70,7 @@ def train_step(model: nn.Module, predict: Callable[[], Tensor], targets: Tensor)
 
 
 class Ours(Contender):
-    """A model of `models.build` with its neighbour search.
+    """A model of `models.build` with a neighbour list.
 
     Parameters
     ----------
@@ -83,24 +84,26 @@ class Ours(Contender):
         torch.set_num_threads(setting.threads)
         self.device = torch.device(setting.device)
         self.model = network(config).eval().to(self.device)
-        self.search = self.model.search()
-        self.atoms = Atoms(torch.from_numpy(setting.species).long().to(self.device))
-        self.box = torch.from_numpy(setting.box).float().to(self.device)
-        self.sizes = whole(len(setting.species), self.model.capabilities.n_layers)
-        self.about = about(self.model, self.model.config, self.model.capabilities)
+        self.wants = self.model.capabilities
+        self.neighbours = NeighbourList(
+            self.wants.neighbours, self.wants.n_neighbours, self.wants.cutoff, self.wants.n_layers
+        )
+        self.species = torch.from_numpy(setting.species).long().to(self.device)
+        self.box = torch.from_numpy(setting.box).to(self.device)
+        self.about = about(self.model, self.model.config, self.wants)
 
     def evaluate(self, positions: np.ndarray) -> np.ndarray:
-        """Return forces: search and forward pass."""
+        """Return forces: neighbours from a list with a skin, and forward pass."""
         with torch.no_grad():
-            neighbours = self.search(torch.from_numpy(positions).to(self.device), self.box)
-            forces = self.model(self.atoms, neighbours, self.sizes).forces
+            order, neighbours, sizes, ascending = self.neighbours(torch.from_numpy(positions).to(self.device), self.box)
+            forces = self.model(Atoms(self.species[order]), neighbours, sizes).forces[ascending]
         return forces.cpu().numpy()
 
     def trainer(self, batch: Batch) -> Callable[[], None]:
         """Return a training step; neighbours are found beforehand, as the data loader does."""
         species = Atoms(torch.from_numpy(batch.species).long().to(self.device))
-        neighbours: NeighbourMatrix = self.search(torch.from_numpy(batch.positions).to(self.device), None)
-        sizes = whole(len(batch.species), self.model.capabilities.n_layers)
+        neighbours = self.model.search()(torch.from_numpy(batch.positions).to(self.device), None)
+        sizes = whole(len(batch.species), self.wants.n_layers)
         self.model.train()
         targets = torch.from_numpy(batch.forces).to(self.device)
         return train_step(self.model, lambda: self.model(species, neighbours, sizes).forces, targets)
@@ -110,26 +113,33 @@ class Ours(Contender):
         self.model.eval()
         self.evaluate(frames[0])
         backbone = self.model.backbone
-        parts: dict[str, nn.Module] = {"search": self.search, "backbone": backbone, "head": self.model.head}
+        parts: dict[str, nn.Module] = {"backbone": backbone, "head": self.model.head}
         for name, child in backbone.named_children():
             pieces = list(child) if isinstance(child, nn.ModuleList) else [child]
             parts |= {f"{name} {i}" if len(pieces) > 1 else name: piece for i, piece in enumerate(pieces)}
         spent: dict[str, float] = defaultdict(float)
         handles = [handle for name, part in parts.items() for handle in _clock(part, name, spent)]
+        before = replace(self.neighbours.statistics)
         begun = time.perf_counter()
         for frame in frames:
             self.evaluate(frame)
         total = time.perf_counter() - begun
         for handle in handles:
             handle.remove()
-        inner = sum(seconds for name, seconds in spent.items() if name not in ("search", "backbone", "head"))
-        spent["geometry and the rest of the backbone"] = spent["backbone"] - inner
-        spent["transfer and the rest"] = total - spent["search"] - spent.pop("backbone") - spent["head"]
+        inner = sum(seconds for name, seconds in spent.items() if name not in ("backbone", "head"))
+        spent["the rest of the backbone"] = spent["backbone"] - inner
+        now = self.neighbours.statistics
+        spent["search for candidates"] = now.search_seconds - before.search_seconds
+        spent["neighbours among candidates"] = now.refresh_seconds - before.refresh_seconds
+        listed = spent["search for candidates"] + spent["neighbours among candidates"]
+        spent["transfer, order and the rest"] = total - listed - spent.pop("backbone") - spent["head"]
         with torch.profiler.profile() as profiler:
             self.evaluate(frames[-1])
         operations = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
         whole_time = sum(event.self_cpu_time_total for event in operations)
         return {
+            "steps": len(frames),
+            "searches": now.rebuilds - before.rebuilds,
             "parts": {name: seconds / total for name, seconds in spent.items()},
             "operations": {event.key: event.self_cpu_time_total / whole_time for event in operations[:8]},
         }
