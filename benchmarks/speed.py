@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -110,16 +111,24 @@ def _job(options: argparse.Namespace, name: str, workload: Path, **changes: Any)
     return Job(**{**values, **changes})
 
 
+def _caches(options: argparse.Namespace, name: str) -> Path:
+    """Return where a contender's compilers keep what they make."""
+    return Path(options.folder) / "caches" / name
+
+
 def _system(options: argparse.Namespace, workload: Path, forces: dict[str, Path]) -> dict[str, Any]:
     """Measure all contenders on the solvated protein, in turn."""
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in options.contenders}
+    if not options.keep_caches:
+        for name in runs:
+            shutil.rmtree(_caches(options, name), ignore_errors=True)
     for repeat in range(options.repeats):
         for name, before in runs.items():
             if repeat and ("reason" in before[0] or before[0]["seconds"] > SLOW):
                 continue
             where = str(forces[name].resolve()) if repeat == 0 else ""
             job = _job(options, name, workload, profile=repeat == 0, forces=where)
-            found = processes.measured(job, options.limit, options.memory, options.peers)
+            found = processes.measured(job, options.limit, options.memory, _caches(options, name), options.peers)
             before.append(found)
             _say(f"{name}, repeat {repeat + 1}", found)
     rows = {}
@@ -145,7 +154,7 @@ def _sizes(options: argparse.Namespace, box: Path, system: dict[str, Any]) -> di
                 rows.append({"n_atoms": n_atoms, "reason": reason})
                 continue
             job = _job(options, name, box, copies=size, training_atoms=0, budget=min(2.0, options.budget))
-            result = processes.measured(job, allowed, options.memory, options.peers)
+            result = processes.measured(job, allowed, options.memory, _caches(options, name), options.peers)
             _say(f"{name}, {n_atoms:,} atoms", result)
             row = {"n_layers": result.get("n_layers"), **summary([result], options.steps)}
             if "reason" in row and "stopped" in row["reason"]:
@@ -227,6 +236,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--errors", nargs="*", default=[], metavar="NAME=FILE", help="JSON of `forcefield-ml evaluate` of a contender")
     add("--folder", type=Path, default=Path("runs/speed"), help="workloads and intermediate files are kept here")
     add("--peers", type=Path, default=processes.PEERS, help="folder of the peers' environments")
+    add("--keep-caches", action="store_true", help="keep what compilers made in former runs: no first force is cold")
     add("--page", type=Path, help="Markdown (default: docs/results/speed.md; quick: in --folder)")
     add("--json", type=Path, help="all numbers (default: speed.json in --folder)")
     options = parser.parse_args(arguments)

@@ -80,7 +80,7 @@ def arithmetic(config: Mapping[str, Any], neighbours: float) -> dict[str, dict[s
     config
         Of the model.
     neighbours
-        Mean number of neighbours of an atom.
+        Mean number within the cutoff; a graph of nearest neighbours has its own.
 
     Returns
     -------
@@ -89,7 +89,7 @@ def arithmetic(config: Mapping[str, Any], neighbours: float) -> dict[str, dict[s
     """
     parsed = parse_config(dict(config))
     if isinstance(parsed, TensorFieldConfig):
-        return _paper(parsed, min(neighbours, parsed.n_neighbours))
+        return _paper(parsed)
     if isinstance(parsed, FastConfig):
         return _fast(parsed, neighbours)
     raise ValueError(f"no count for the architecture {parsed.architecture!r}; add one to speed_limits.py")
@@ -110,13 +110,13 @@ def _convolution(channels: int, paths: Iterable[Path], neighbours: float, featur
     }
 
 
-def _paper(config: TensorFieldConfig, neighbours: float) -> dict[str, dict[str, float]]:
+def _paper(config: TensorFieldConfig) -> dict[str, dict[str, float]]:
     layers = {}
     channels, order = config.channels[0], 0
     for number, out in enumerate(config.channels):
         out_order = min(config.order, 1) if number == len(config.channels) - 1 else config.order
         paths = coupling_paths(config.order, order, out_order, config.parity)
-        layer = _convolution(channels, paths, neighbours, (order + 1) ** 2)
+        layer = _convolution(channels, paths, config.n_neighbours, (order + 1) ** 2)
         before = len(config.elements) * channels if number == 0 else channels * channels * (order + 1) ** 2
         layer["multiply_adds"] += before + channels * out * (out_order + 1) ** 2 + out * out * out_order
         layers[f"layer {number + 1}"] = layer

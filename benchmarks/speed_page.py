@@ -15,7 +15,8 @@ neighbours that lasts for some steps is searched as often as in a simulation. Ea
 its first evaluations are not counted (compilers work then). A repeat is a process that went through all frames; of
 contenders too slow for that every step is a repeat. Numbers are medians, minimum and maximum in brackets; a ratio's
 brackets hold what the repeats allow at worst and at best. Memory is the peak of the resident size, less what was there
-after the imports. A training step is forward, (for peers) gradient of the energy, backward of a loss on forces, and
+after the imports. A first force is that of a process that finds nothing compiled; the second process finds what the
+first has kept. A training step is forward, (for peers) gradient of the energy, backward of a loss on forces, and
 Adam, on a ball of protein and water without periodicity, the same atoms for all; neighbours are found beforehand where
 the library's data loader does so. Weights are random, on which no cost depends; a relative error is that of a model of
 the same configuration after training, on proteins it has not seen."""
@@ -144,7 +145,7 @@ def _sizes(sizes: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         for number in numbers:
             row = by_size.get(number, {})
             known = "us_per_atom" in row
-            cells.append(f"{row['us_per_atom'][1]:.3g} ({kilobytes_per_atom(row):.1f})" if known else "-")
+            cells.append(f"{_short(row['us_per_atom'][1])} ({kilobytes_per_atom(row):.1f})" if known else "-")
         lines.append(tuple(cells))
     return _table(("contender", *(f"{number:,}" for number in numbers)), lines)
 
@@ -182,8 +183,8 @@ def _limits(rows: Mapping[str, Any], limits: Mapping[str, float], neighbours: fl
     text = (
         f"torch multiplies float32 matrices at {limits['gflops']:.0f} GFLOP/s and copies a large array at "
         f"{limits['copy_gb_s']:.1f} GB/s (read and written). The layers of our models as documented ask for the "
-        f"following per atom, with {neighbours:.1f} neighbours within the cutoff, and reach this share; bytes are "
-        "pairs and neighbours' features, which caches hold in part."
+        f"following per atom, with {neighbours:.1f} neighbours within the cutoff and no skin, and reach this share; "
+        "bytes are pairs and neighbours' features, which caches hold in part."
     )
     lines = []
     for name, row in rows.items():

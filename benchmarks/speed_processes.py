@@ -21,6 +21,9 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 PEERS = ROOT / ".venv-peers"
 
+CACHES = ("FORCEFIELD_ML_CACHE", "WARP_CACHE_PATH", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+"""Variables that tell our compiler and those of the peers where to keep what they make."""
+
 LOOK = 0.1
 """Seconds between two looks at a process's memory."""
 
@@ -64,7 +67,7 @@ def install(peers: Path = PEERS) -> None:
         subprocess.run([str(word) for word in command], check=True)
 
 
-def measured(job: Job, limit: float, memory: float, peers: Path = PEERS) -> dict[str, Any]:
+def measured(job: Job, limit: float, memory: float, caches: Path, peers: Path = PEERS) -> dict[str, Any]:
     """Run a job in a fresh process and return what it found.
 
     Parameters
@@ -75,6 +78,8 @@ def measured(job: Job, limit: float, memory: float, peers: Path = PEERS) -> dict
         Seconds until its evaluations must be done; training and the rest have half of that again.
     memory
         GB of resident memory at which it is stopped.
+    caches
+        Where the contender's compilers keep what they make.
     peers
         Folder of the peers' environments.
 
@@ -90,6 +95,8 @@ def measured(job: Job, limit: float, memory: float, peers: Path = PEERS) -> dict
         return {"reason": f"its environment is not installed ({where}); run `make bench-peers`"}
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENMM_CPU_THREADS"), str(job.threads))
     environment = {**os.environ, **threads, "PYTHONPATH": os.pathsep.join([str(HERE), str(ROOT)])}
+    environment |= dict.fromkeys(CACHES, str(caches.resolve()))
+    caches.mkdir(mode=0o700, parents=True, exist_ok=True)
     started = time.monotonic()
     values = json.dumps({**asdict(job), "started": started})
     lines: list[str] = []
