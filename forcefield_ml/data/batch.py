@@ -63,21 +63,6 @@ class Batch(NamedTuple):
         return count_pairs(self.neighbours, self.layer_sizes)
 
 
-def frame_graph(neighbours: NeighbourMatrix, target_mask: NDArray[np.bool_], n_layers: int) -> FrameGraph:
-    """Return what the targets' forces depend on.
-
-    Parameters
-    ----------
-    neighbours
-        Of the whole frame, N atoms.
-    target_mask
-        (N,) bool.
-    n_layers
-        Message passing layers of the model.
-    """
-    return FrameGraph(*shells(neighbours, torch.from_numpy(target_mask), n_layers))
-
-
 def count_pairs(neighbours: NeighbourMatrix, layer_sizes: Sequence[int]) -> int:
     """Return the pairs of the neighbour matrix over all layers: the cost of a step, up to a factor of the model.
 
@@ -144,7 +129,7 @@ def collate(samples: Sequence[Sample], graphs: Sequence[FrameGraph], chosen: Seq
     samples
         The frames.
     graphs
-        `frame_graph` of each, for all its targets.
+        `GraphCache.graph` of each, for all its targets.
     chosen
         (N,) bool for each, True for the targets to use; a subset of the frame's.
 
@@ -156,7 +141,7 @@ def collate(samples: Sequence[Sample], graphs: Sequence[FrameGraph], chosen: Seq
     if len(samples) == 1 and int(chosen[0].sum()) == graphs[0].layer_sizes[-1]:
         order, neighbours, layer_sizes = graphs[0]
     else:
-        joined = concatenate([_all_rows(graph) for graph in graphs])
+        joined = _all_rows(graphs[0]) if len(graphs) == 1 else concatenate([_all_rows(graph) for graph in graphs])
         wanted = torch.cat([torch.from_numpy(c)[graph.order] for c, graph in zip(chosen, graphs, strict=True)])
         order, neighbours, layer_sizes = shells(joined, wanted, len(graphs[0].layer_sizes))
     pairs = list(zip(samples, graphs, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from collections.abc import Sequence
@@ -51,11 +52,12 @@ def pairs_of_leading(graph: FrameGraph, ranks: Tensor) -> Tensor:
     served = torch.full((len(graph.order),), n_targets, dtype=torch.int64)
     served[:n_targets] = ranks
     begin = torch.zeros(n_targets + 1, dtype=torch.int64)
-    for size in reversed(graph.layer_sizes):
-        begin.index_add_(0, served[:size], counts[:size])
-        listed = mask[:size]
-        ranks_of_rows = served[:size, None].expand(-1, indices.shape[1])[listed]
-        served = served.scatter_reduce(0, indices[:size][listed], ranks_of_rows, "amin")
+    begin.index_add_(0, served[:n_targets], counts[:n_targets])
+    for inner, outer in itertools.pairwise(reversed(graph.layer_sizes)):
+        listed = mask[:inner]
+        ranks_of_rows = served[:inner, None].expand(-1, indices.shape[1])[listed]
+        served = served.scatter_reduce(0, indices[:inner][listed], ranks_of_rows, "amin")
+        begin.index_add_(0, served[:outer], counts[:outer])
     return torch.cat([begin.new_zeros(1), begin[:n_targets].cumsum(0)])
 
 

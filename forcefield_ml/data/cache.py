@@ -7,10 +7,13 @@ from collections import OrderedDict
 
 import torch
 
-from forcefield_ml.data.batch import FrameGraph, frame_graph
+from forcefield_ml.data.batch import FrameGraph
 from forcefield_ml.data.dataset import Sample
 from forcefield_ml.errors import DatasetError
-from forcefield_ml.graph import NeighbourMatrix, NeighbourSearch
+from forcefield_ml.graph import Neighbourhood, NeighbourList, NeighbourMatrix, NeighbourSearch
+
+NO_SKIN = 1e-9
+"""nm: each frame is searched once."""
 
 
 class GraphCache:
@@ -74,15 +77,18 @@ class GraphCache:
         )
 
     def _make(self, sample: Sample) -> FrameGraph:
+        search, targets = self._search, torch.from_numpy(sample.entry.target_mask)
         box = None if sample.box is None else torch.from_numpy(sample.box)
         try:
-            with torch.no_grad():
-                neighbours = self._search(torch.from_numpy(sample.positions), box)
-        except (ValueError, RuntimeError, torch.jit.Error) as error:
+            # a list for one step: it finds the rows that are needed, and no others, faster than the search
+            neighbours = NeighbourList(
+                search.kind, search.n_neighbours, search.cutoff, self._n_layers, NO_SKIN, targets, torch.float32
+            )
+            found = neighbours(torch.from_numpy(sample.positions), box)
+        except (ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[-1]
             raise DatasetError(f"frame {sample.frame} of {sample.entry.name}: {reason}") from None
-        order, (indices, vectors, mask), sizes = frame_graph(neighbours, sample.entry.target_mask, self._n_layers)
-        return FrameGraph(order.int(), NeighbourMatrix(indices.int(), vectors, mask), sizes)
+        return _targets_ascending(found)
 
     def _keep(self, key: tuple[str, int], graph: FrameGraph) -> None:
         with self._lock:
@@ -93,6 +99,21 @@ class GraphCache:
             while self.size > self._budget and self._graphs:
                 _, dropped = self._graphs.popitem(last=False)
                 self.size -= _bytes(dropped)
+
+
+def _targets_ascending(found: Neighbourhood) -> FrameGraph:
+    """Renumber atoms so that targets ascend, leave out places that no row fills, and store small numbers."""
+    indices, vectors, mask = found.neighbours
+    order = torch.arange(len(found.order))
+    order[: len(found.ascending)] = found.ascending
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order))
+    rows, width = order[: len(mask)], max(1, int(mask.sum(1).max()))
+    mask = mask[rows, :width]
+    indices = place[indices[rows, :width]] * mask
+    return FrameGraph(
+        found.order[order].int(), NeighbourMatrix(indices.int(), vectors[rows, :width], mask), found.layer_sizes
+    )
 
 
 def _bytes(graph: FrameGraph) -> int:

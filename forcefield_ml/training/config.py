@@ -57,8 +57,8 @@ class TrainingConfig(StrictConfig):
     cache_mb: int = Field(
         1024, ge=0, description="memory for neighbours of frames seen before; as much again for validation"
     )
-    ahead: int = Field(2, ge=0, description="batches made ahead in background threads; 0: none, no thread")
-    loader_threads: int = Field(1, ge=1, description="background threads; more do not help unless ahead is as large")
+    ahead: int = Field(4, ge=0, description="batches made ahead in background threads; 0: none, no thread")
+    loader_threads: int = Field(2, ge=1, description="background threads; more do not help unless ahead is as large")
     compile: bool = Field(False, description="torch.compile the model: minutes of compiling, no gain measured yet")
     device: Literal["auto", "cpu", "cuda"] = "auto"
 

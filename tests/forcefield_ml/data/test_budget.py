@@ -12,8 +12,9 @@ from dataset_files import TINY_MODELS, write_dataset
 
 from forcefield_ml import models
 from forcefield_ml.data import BatchSource, ForceDataset
-from forcefield_ml.data.batch import FrameGraph, collate, frame_graph, ranking
+from forcefield_ml.data.batch import FrameGraph, collate, ranking
 from forcefield_ml.data.budget import BudgetPlan, epoch_order, fit, pairs_of_leading
+from forcefield_ml.data.cache import GraphCache
 
 MODELS = {"fast": TINY_MODELS["fast"] | {"cutoff": 0.3, "n_layers": 3}, "tfn1": TINY_MODELS["tfn1"]}
 
@@ -42,8 +43,7 @@ def test_pairs_are_counted_as_by_brute_force(dataset, name):
     model = models.build(MODELS[name])
     n_layers = model.capabilities.n_layers
     sample = dataset[0]
-    neighbours = model.search()(torch.from_numpy(sample.positions), torch.from_numpy(sample.box))
-    graph = frame_graph(neighbours, sample.entry.target_mask, n_layers)
+    graph = GraphCache(model.search(), n_layers).graph(sample)
     ranked = ranking(sample, np.random.default_rng(1))
     places = [graph.order[: len(ranked)].tolist().index(atom) for atom in ranked]
     ranks = torch.tensor([places.index(target) for target in range(len(ranked))])
