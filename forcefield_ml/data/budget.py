@@ -146,7 +146,7 @@ def estimates(dataset: ForceDataset, cache: GraphCache, sphere: Sphere) -> list[
     probes = {int(by_size[(2 * k + 1) * len(by_size) // (2 * PROBES)]) for k in range(PROBES)}
     graphs = {item: cache.graph(dataset[item]) for item in probes}
     ratios = [count_pairs(graph.neighbours, graph.layer_sizes) / guessed[item] for item, graph in graphs.items()]
-    return (float(np.mean(ratios)) * np.array(guessed)).tolist()
+    return np.maximum(float(np.mean(ratios)) * np.array(guessed), 1.0).tolist()
 
 
 class BudgetPlan:

@@ -269,3 +269,16 @@ def test_no_thread_is_left_behind(settings):
     while any(thread.name.startswith("batches") for thread in threading.enumerate()) and time.monotonic() < ends:
         time.sleep(0.05)
     assert not any(thread.name.startswith("batches") for thread in threading.enumerate())
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_cuda_device_trains_alike(settings, tmp_path, precision):
+    """Batches from pinned memory give the losses of the CPU, to what the precision allows."""
+    run(settings, log_every=1, device="cpu")
+    run(settings, log_every=1, device="cuda", precision=precision, output=tmp_path / "cuda")
+    expected, found = (
+        [row["loss"] for row in read_log(folder / "log.csv")] for folder in (settings["output"], tmp_path / "cuda")
+    )
+    assert found == pytest.approx(expected, rel=1e-3 if precision == "32" else 0.03)

@@ -58,7 +58,7 @@ def after_two_steps(path: Path, size: int, *arguments: Any, synchronised: bool =
     return [torch.load(f"{path}.{rank}") for rank in range(size)]
 
 
-@pytest.mark.parametrize("name", ["fast", "tfn2"])
+@pytest.mark.parametrize("name", ["fast", "tfn0", "tfn2"])
 def test_two_processes_have_the_gradients_of_one(dataset_path, tmp_path, name):
     """Gradients, weights and running statistics of two steps are those of one process with both batches.
 
