@@ -205,11 +205,11 @@ def _read_bytes(path: Path) -> tuple[bytes, str]:
 
 def _card_of(data: bytes, source: str) -> dict[str, Any]:
     """Return the checked card of a model.pt given as bytes."""
-    if not zipfile.is_zipfile(io.BytesIO(data)):
-        raise ModelFileError(
-            f"{source} ({len(data)} bytes) is damaged, cut short or no TorchScript file (which is a zip). {ADVICE}"
-        )
     try:
+        if not zipfile.is_zipfile(io.BytesIO(data)):
+            raise ModelFileError(
+                f"{source} ({len(data)} bytes) is damaged, cut short or no TorchScript file (which is a zip). {ADVICE}"
+            )
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             damaged = archive.testzip()
             if damaged is not None:

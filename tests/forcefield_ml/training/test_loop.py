@@ -115,7 +115,8 @@ def test_waiting_for_batches_is_told(settings, monkeypatch):
     assert 0 <= run(settings, log_every=1).waiting < 1
     quick = BatchSource.batch
     monkeypatch.setattr(BatchSource, "batch", lambda source, number: time.sleep(0.4) or quick(source, number))
-    starving = run(settings, log_every=1, output=settings["output"].with_name("slow"), max_batches=4)
+    alone = {"loader_threads": 1, "ahead": 1, "max_batches": 4, "log_every": 1}
+    starving = run(settings, output=settings["output"].with_name("slow"), **alone)
     rows = read_log(settings["output"].with_name("slow") / "log.csv")
     assert all(0.5 < row["waiting"] <= 1 for row in rows[1:])
     assert starving.waiting > 0.5 and "waited for batches" in starving.summary()
