@@ -232,7 +232,8 @@ class NeighbourList:
         x = positions[along] + offsets  # from here to the end atoms are counted along the curve
         search = self._forms.search(x, box)
         unseen = torch.ones(len(x), dtype=torch.bool, device=x.device)
-        shell = torch.arange(len(x), device=x.device) if self._targets is None else self._targets[along].nonzero()[:, 0]
+        targets = torch.ones_like(unseen) if self._targets is None else self._targets.to(x.device)[along]
+        shell = targets.nonzero()[:, 0]
         shells, blocks, reaches, counts = [shell], [], [], []
         for _ in range(self._n_layers):  # each hop from the targets is computed in one layer less
             counts.append(sum(map(len, shells)))

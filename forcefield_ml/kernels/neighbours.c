@@ -58,6 +58,8 @@ static void measure(int64_t row, int64_t n, const int32_t *partners, const uint8
 static void write_row(int64_t count, int64_t width, const int32_t *partners, Scratch s, int64_t *restrict indices,
                       float *restrict vectors, uint8_t *restrict mask)
 {
+    if (width == 0) /* at first, when rows are only counted */
+        return;
     for (int64_t p = 0; p < count; ++p) {
         const int32_t k = s.chosen[p];
         indices[p] = partners[k];
