@@ -17,8 +17,9 @@ from forcefield_ml.graph.search import LIQUID_DENSITY
 from forcefield_ml.models.interface import Atoms, Capabilities, Features
 from forcefield_ml.nn.convolution import DenseConvolution, ElementConvolution
 from forcefield_ml.nn.embedding import ElementOneHot
+from forcefield_ml.nn.linear import by_order
 from forcefield_ml.nn.normalisation import EquivariantNorm
-from forcefield_ml.nn.pairs import PairGeometry, Pairs, leading
+from forcefield_ml.nn.pairs import PairGeometry, Pairs, chunks, rows
 
 
 class FastConfig(BaseModel):
@@ -54,11 +55,17 @@ class FirstLayer(nn.Module):
 
     def forward(self, one_hot: Tensor, pairs: Pairs) -> Tensor:
         """Return (n_out, 4, C) for the atoms that have a row in `pairs`."""
+        parts: List[Tensor] = []
+        for start, stop in chunks(pairs.indices.shape[0], self.training):
+            parts.append(self._some(one_hot, rows(pairs, start, stop), start, stop))
+        return torch.cat(parts)
+
+    def _some(self, one_hot: Tensor, pairs: Pairs, start: int, stop: int) -> Tensor:
         mixed = self.norm(self.convolution(one_hot, pairs))
-        vectors = mixed[:, 1:]
+        inner, vectors = by_order(mixed, 1)
         norms = (vectors.square().sum(1) + 1e-6).sqrt()
-        own = self.own(one_hot[: mixed.shape[0]])
-        scalars, gates = self.update(torch.cat([mixed[:, 0], norms, own], dim=1)).chunk(2, dim=1)
+        own = self.own(one_hot[start:stop])
+        scalars, gates = self.update(torch.cat([inner[:, 0], norms, own], dim=1)).chunk(2, dim=1)
         return torch.cat([(scalars + own)[:, None], vectors * gates[:, None]], dim=1)
 
 
@@ -79,14 +86,20 @@ class InteractionLayer(nn.Module):
 
     def forward(self, features: Tensor, pairs: Pairs) -> Tensor:
         """Return (n_out, 4, C) for the atoms that have a row in `pairs`."""
-        messages = self.norm(self.convolution(features, pairs))
-        old = features[: messages.shape[0]]
-        mixed = nn.functional.linear(torch.cat([old[:, 1:], messages[:, 1:]], dim=2), self.mix)
+        parts: List[Tensor] = []
+        for start, stop in chunks(pairs.indices.shape[0], self.training):
+            parts.append(self._some(features, rows(pairs, start, stop), start, stop))
+        return torch.cat(parts)
+
+    def _some(self, features: Tensor, pairs: Pairs, start: int, stop: int) -> Tensor:
+        messages, arrows = by_order(self.norm(self.convolution(features, pairs)), 1)
+        old, old_vectors = by_order(features[start:stop], 1)
+        mixed = nn.functional.linear(torch.cat([old_vectors, arrows], dim=2), self.mix)
         first, second = mixed.chunk(2, dim=2)
         norms = (first.square().sum(1) + 1e-6).sqrt()
         products = (first * second).sum(1)
         scalars, gates = self.update(torch.cat([old[:, 0], messages[:, 0], norms, products], dim=1)).chunk(2, dim=1)
-        return old + torch.cat([scalars[:, None], second * gates[:, None]], dim=1)
+        return torch.cat([old + scalars[:, None], old_vectors + second * gates[:, None]], dim=1)
 
 
 class FastNetwork(nn.Module):
@@ -122,7 +135,7 @@ class FastNetwork(nn.Module):
         """Return scalars (n, C) and vectors (n, 3, C) on the first n = ``layer_sizes[-1]`` atoms."""
         pairs = self.geometry(neighbours)
         one_hot = self.one_hot(atoms.species).to(neighbours.vectors.dtype)
-        features = self.first(one_hot, leading(pairs, layer_sizes[0]))
+        features = self.first(one_hot, rows(pairs, 0, layer_sizes[0]))
         for layer, interaction in enumerate(self.layers):
-            features = interaction(features, leading(pairs, layer_sizes[layer + 1]))
+            features = interaction(features, rows(pairs, 0, layer_sizes[layer + 1]))
         return Features(features[:, 0], features[:, 1:])

@@ -17,7 +17,7 @@ from forcefield_ml.nn.embedding import ElementOneHot
 from forcefield_ml.nn.linear import SelfInteraction
 from forcefield_ml.nn.nonlinearity import Gate
 from forcefield_ml.nn.normalisation import EquivariantNorm
-from forcefield_ml.nn.pairs import PairGeometry, Pairs, leading
+from forcefield_ml.nn.pairs import PairGeometry, Pairs, chunks, rows
 
 
 class TensorFieldConfig(BaseModel):
@@ -72,9 +72,16 @@ class TensorFieldBlock(nn.Module):
     def forward(self, features: Tensor, pairs: Pairs) -> Tensor:
         """Return (n_out, out_size, out_channels) for the atoms that have a row in `pairs`."""
         features = self.before(features)
+        n_out = pairs.indices.shape[0]
+        parts: List[Tensor] = []
+        for start, stop in chunks(n_out, self.training):
+            parts.append(self._some(features, rows(pairs, start, stop), start, stop))
+        return torch.cat(parts)
+
+    def _some(self, features: Tensor, pairs: Pairs, start: int, stop: int) -> Tensor:
         messages = self.convolution(features, pairs)
         # the atom itself: a tensor field network's sum over points runs over j = i too, where Y is a constant
-        own = self.own * features[: messages.shape[0], : self.shared_size]
+        own = self.own * features[start:stop, : self.shared_size]
         own = nn.functional.pad(own, [0, 0, 0, self.out_size - self.shared_size])
         return self.gate(self.after(self.norm(messages + own)))
 
@@ -122,5 +129,5 @@ class TensorFieldNetwork(nn.Module):
         pairs = self.geometry(neighbours)
         features = self.embed(self.one_hot(atoms.species).to(neighbours.vectors.dtype)[:, None, :])
         for layer, block in enumerate(self.blocks):
-            features = block(features, leading(pairs, layer_sizes[layer]))
+            features = block(features, rows(pairs, 0, layer_sizes[layer]))
         return Features(features[:, 0], features[:, 1:4])

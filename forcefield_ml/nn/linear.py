@@ -1,9 +1,19 @@
 """Mixing of channels on each atom: the paper's self-interaction."""
 
 import math
+from typing import List
 
 import torch
 from torch import Tensor, nn
+
+
+def by_order(features: Tensor, order: int) -> List[Tensor]:
+    """Split packed features (n, (order + 1)^2, C) into (n, 1, C), (n, 3, C), ... up to (n, 2 order + 1, C).
+
+    One split, not a slice for each: a slice's gradient is a tensor of the whole size.
+    """
+    sizes = [2 * o + 1 for o in range(order + 1)]
+    return [part for part in features.split_with_sizes(sizes, dim=1)]  # noqa: C416  list() of a list is no TorchScript
 
 
 class SelfInteraction(nn.Module):
@@ -31,12 +41,8 @@ class SelfInteraction(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return (n, (L + 1)^2, C') for features (n, (L + 1)^2, C)."""
-        scalars = nn.functional.linear(features[:, :1], self.weights[0], self.bias)
-        if self.order == 0:
-            return scalars
-        parts = [scalars]
+        parts = by_order(features, self.order)
+        mixed = [nn.functional.linear(parts[0], self.weights[0], self.bias)]
         for order in range(1, self.order + 1):
-            parts.append(
-                nn.functional.linear(features[:, order * order : (order + 1) * (order + 1)], self.weights[order])
-            )
-        return torch.cat(parts, dim=1)
+            mixed.append(nn.functional.linear(parts[order], self.weights[order]))
+        return mixed[0] if self.order == 0 else torch.cat(mixed, dim=1)

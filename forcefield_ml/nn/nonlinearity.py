@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from forcefield_ml.nn.linear import by_order
+
 
 class Gate(nn.Module):
     """Scalars through SiLU; every channel of higher order times a sigmoid of its own, learnt mix of scalars.
@@ -30,11 +32,10 @@ class Gate(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return features of the same shape (n, (L + 1)^2, C)."""
-        scalars = features[:, :1]
-        outputs = [nn.functional.silu(scalars)]
+        parts = by_order(features, self.order)
+        outputs = [nn.functional.silu(parts[0])]
         if self.order > 0:
-            gates = torch.sigmoid(self.gates(scalars))
+            gates = torch.sigmoid(self.gates(parts[0])).chunk(self.order, dim=2)
             for order in range(1, self.order + 1):
-                gate = gates[:, :, (order - 1) * self.n_channels : order * self.n_channels]
-                outputs.append(features[:, order * order : (order + 1) * (order + 1)] * gate)
+                outputs.append(parts[order] * gates[order - 1])
         return torch.cat(outputs, dim=1)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from forcefield_ml.nn.linear import by_order
 from forcefield_ml.nn.synchronise import in_processes, mean_over_atoms
 
 
@@ -45,13 +46,13 @@ class EquivariantNorm(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Return features of the same shape (n, (L + 1)^2, C)."""
         mean, variance = self.mean, self.variance
-        features = features.to(mean.dtype)  # statistics of bfloat16 features would be too coarse
+        parts = by_order(features.to(mean.dtype), self.order)  # statistics of bfloat16 would be too coarse
         if self.training and (features.shape[0] > 1 or in_processes()):
-            mean = mean_over_atoms(features[:, 0])
-            parts = [(features[:, 0] - mean).square()]
+            mean = mean_over_atoms(parts[0][:, 0])
+            spread = [(parts[0][:, 0] - mean).square()]
             for order in range(1, self.order + 1):
-                parts.append(features[:, order * order : (order + 1) * (order + 1)].square().mean(1))
-            variance = mean_over_atoms(torch.stack(parts, dim=1))
+                spread.append(parts[order].square().mean(1))
+            variance = mean_over_atoms(torch.stack(spread, dim=1))
             # the first batch sets the statistics, later ones are averaged in
             share = self.momentum if int(self.n_batches) > 0 else 1.0
             with torch.no_grad():
@@ -59,7 +60,7 @@ class EquivariantNorm(nn.Module):
                 self.variance.lerp_(variance.detach(), share)
                 self.n_batches.add_(1)
         scale = (variance + self.epsilon).rsqrt()
-        outputs = [(features[:, :1] - mean) * scale[0]]
+        outputs = [(parts[0] - mean) * scale[0]]
         for order in range(1, self.order + 1):
-            outputs.append(features[:, order * order : (order + 1) * (order + 1)] * scale[order])
+            outputs.append(parts[order] * scale[order])
         return torch.cat(outputs, dim=1)

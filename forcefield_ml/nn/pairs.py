@@ -1,6 +1,6 @@
 """What every layer needs of the pairs: radial basis, cutoff envelope, harmonics; or only where to look them up."""
 
-from typing import NamedTuple
+from typing import List, NamedTuple, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -45,14 +45,37 @@ class Pairs(NamedTuple):
     tabulated: bool
 
 
-def leading(pairs: Pairs, n: int) -> Pairs:
-    """Return the first n rows."""
-    if pairs.indices.shape[0] == n:
+def rows(pairs: Pairs, start: int, stop: int) -> Pairs:
+    """Return the rows from `start` up to, not including, `stop`."""
+    if start == 0 and stop == pairs.indices.shape[0]:
         return pairs
-    indices, vectors, mask = pairs.indices[:n], pairs.vectors[:n], pairs.mask[:n]
+    indices, vectors, mask = pairs.indices[start:stop], pairs.vectors[start:stop], pairs.mask[start:stop]
     if pairs.tabulated:
         return Pairs(indices, vectors, mask, pairs.basis, pairs.envelope, pairs.harmonics, pairs.cutoff, True)
-    return Pairs(indices, vectors, mask, pairs.basis[:n], pairs.envelope[:n], pairs.harmonics[:n], pairs.cutoff, False)
+    return Pairs(
+        indices,
+        vectors,
+        mask,
+        pairs.basis[start:stop],
+        pairs.envelope[start:stop],
+        pairs.harmonics[start:stop],
+        pairs.cutoff,
+        False,
+    )
+
+
+CHUNK = 1024
+"""Atoms that a layer works on at a time: what is computed in between stays in the processor's cache."""
+
+
+def chunks(n_rows: int, training: bool, size: int = CHUNK) -> List[Tuple[int, int]]:
+    """Return first and last row of each chunk; while training one for all rows, whose statistics count together."""
+    if training or n_rows <= size:
+        return [(0, n_rows)]
+    bounds: List[Tuple[int, int]] = []
+    for start in range(0, n_rows, size):
+        bounds.append((start, min(start + size, n_rows)))
+    return bounds
 
 
 class PairGeometry(nn.Module):
