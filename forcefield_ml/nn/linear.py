@@ -13,7 +13,7 @@ def by_order(features: Tensor, order: int) -> List[Tensor]:
     One split, not a slice for each: a slice's gradient is a tensor of the whole size.
     """
     sizes = [2 * o + 1 for o in range(order + 1)]
-    return [part for part in features.split_with_sizes(sizes, dim=1)]  # noqa: C416  list() of a list is no TorchScript
+    return [part for part in features.split_with_sizes(sizes, dim=1)]
 
 
 class SelfInteraction(nn.Module):
