@@ -5,20 +5,23 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import os
 import zipfile
 import zlib
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import vesin_torch  # noqa: F401  a scripted model that searches neighbours cannot be read before this
 
 from forcefield_ml.deploy.card import CARD_FILE, make_card, parse_card
 from forcefield_ml.deploy.script import DeployableModel
-from forcefield_ml.errors import ForceModeError, ModelFileError
-from forcefield_ml.models.model import Model
+from forcefield_ml.errors import ConfigError, ForceModeError, ModelFileError
+from forcefield_ml.models.model import Model, build
+
+logger = logging.getLogger(__name__)
 
 EXPORT_TOLERANCE = 1e-4
 """Largest relative difference (L2) between the forces of an exported float32 model and the eager one."""
@@ -92,13 +95,13 @@ def write(model: Model, card: dict[str, Any], out: Path | str) -> Path:
             "for it. Judge it with `forcefield-ml evaluate CHECKPOINT DATASET`, or train one of order 1 or 2"
         )
     out = Path(out)
-    eager = DeployableModel(model).eval()
-    scripted = torch.jit.script(eager)
+    original = DeployableModel(model).eval()
+    scripted = torch.jit.script(original)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         torch.jit.save(scripted, str(temporary), _extra_files={CARD_FILE: json.dumps(card, indent=1)})
         _, loaded, _ = read(temporary)
-        _compare(eager, loaded, card)
+        _compare(original, loaded, card)
         os.replace(temporary, out)
     except (OSError, RuntimeError) as error:
         raise ModelFileError(
@@ -111,25 +114,32 @@ def write(model: Model, card: dict[str, Any], out: Path | str) -> Path:
 
 
 def _compare(eager: DeployableModel, loaded: torch.jit.ScriptModule, card: dict[str, Any]) -> None:
-    """Refuse a file whose forces on a jittered lattice of the model's species are not the eager model's."""
+    """Refuse a file whose forces are not the eager model's."""
+    difference = _difference(eager, loaded, card)
+    if not difference < EXPORT_TOLERANCE:
+        raise ModelFileError(
+            f"the compiled model differs from the eager one by {difference:.1e} (L2, relative), more than "
+            f"{EXPORT_TOLERANCE:g}; nothing was written. Please report this with the checkpoint"
+        )
+
+
+def _difference(eager: DeployableModel, loaded: torch.jit.ScriptModule, card: dict[str, Any]) -> float:
+    """Return by how much forces differ (L2, relative) on a jittered lattice of the model's species."""
     generator = torch.Generator().manual_seed(0)
     side = torch.arange(4) * 0.2
     lattice = torch.cartesian_prod(side, side, side)
     positions = lattice + 0.04 * torch.rand(lattice.shape, generator=generator)
     species = torch.tensor(card["species"])[torch.arange(64) % len(card["species"])]
     targets = torch.arange(64) < 20
+    device = next(eager.parameters()).device
+    species, positions, targets = species.to(device), positions.to(device), targets.to(device)
     with torch.no_grad():
         expected = eager(species, positions, None, targets).forces
         for _ in range(3):  # the third call runs what the TorchScript optimiser made of the first two
             found = loaded(species, positions, None, targets).forces
     if expected is None or found is None:
         raise ForceModeError("the model returned no forces; only models that predict force vectors are exported")
-    difference = float((found - expected).norm() / expected.norm().clamp_min(1e-12))
-    if not difference < EXPORT_TOLERANCE:
-        raise ModelFileError(
-            f"the compiled model differs from the eager one by {difference:.1e} (L2, relative), more than "
-            f"{EXPORT_TOLERANCE:g}; nothing was written. Please report this with the checkpoint"
-        )
+    return float((found - expected).norm() / expected.norm().clamp_min(1e-12))
 
 
 def read_card(path: Path | str) -> dict[str, Any]:
@@ -184,10 +194,63 @@ def read(
     return card, module.eval(), found
 
 
+class Loaded(NamedTuple):
+    """A model.pt, read.
+
+    Attributes
+    ----------
+    module
+        The file's TorchScript.
+    model
+        The same network in eager form, which the engine runs faster; None if the file's weights do not fit this
+        version's network, whose TorchScript then serves.
+    """
+
+    module: torch.jit.ScriptModule
+    model: Model | None
+
+
 @lru_cache(maxsize=4)
-def read_cached(path: str, sha256: str, device: str) -> torch.jit.ScriptModule:
-    """Return the module of `read`, kept between calls; the hash makes the cache safe."""
-    return read(path, sha256, device)[1]
+def read_cached(path: str, sha256: str, device: str) -> Loaded:
+    """Return the model of `read`, kept between calls; the hash makes the cache safe."""
+    card, module, _ = read(path, sha256, device)
+    return Loaded(module, eager(card, module))
+
+
+def eager(card: dict[str, Any], module: torch.jit.ScriptModule) -> Model | None:
+    """Return the network of a model.pt in eager form, with its weights.
+
+    It must give the forces of the file's TorchScript, also by the kernels as this machine's compiler made them;
+    otherwise, or if the file was written by a version whose network has other parts, there is none.
+
+    Parameters
+    ----------
+    card, module
+        Of `read`.
+    """
+    state = {name.removeprefix("model."): value for name, value in module.state_dict().items() if "model." in name}
+    device = next(iter(state.values())).device
+    try:
+        model = build(card["model_config"])
+        model.load_state_dict(state)
+    except (ConfigError, RuntimeError) as error:
+        logger.warning(
+            "this model was made by another version (%s); its own TorchScript serves, which is slower. Export the "
+            "checkpoint anew, or train again, for the fast engine",
+            str(error).strip().splitlines()[0],
+        )
+        return None
+    model = model.to(device, next(value.dtype for value in state.values() if value.is_floating_point())).eval()
+    difference = _difference(DeployableModel(model).to(device).eval(), module, card)
+    if not difference < EXPORT_TOLERANCE:
+        logger.warning(
+            "the engine's forces differ from the file's TorchScript by %.1e (L2, relative), more than %g; the "
+            "TorchScript serves, which is slower. Please report this",
+            difference,
+            EXPORT_TOLERANCE,
+        )
+        return None
+    return model
 
 
 def _read_bytes(path: Path) -> tuple[bytes, str]:

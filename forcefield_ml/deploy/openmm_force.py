@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,9 +14,11 @@ import torch
 
 from forcefield_ml.deploy import bundle
 from forcefield_ml.deploy.binding import NAMED, Binding
+from forcefield_ml.deploy.evaluator import Evaluator
 from forcefield_ml.deploy.plugin_repair import import_torchforce
 from forcefield_ml.deploy.script import BoundForce
 from forcefield_ml.errors import BoxError, ConfigError, ForcefieldMLError, UnstableError, closest
+from forcefield_ml.models.interface import Prediction
 
 NO_ENERGY = "forcefield_ml:forces-without-energy"
 """Name of the OpenMM force of a model without an energy; `guards.check` looks for it, also after a reload."""
@@ -97,12 +101,18 @@ class ModelCallable:
                 "forcefield_ml.check(simulation) see to both",
                 stacklevel=2,
             )
+        species = torch.tensor(binding.species, device=device)
+        mask = torch.from_numpy(np.isin(inputs, binding.targets)).to(device)
+        loaded = bundle.read_cached(self.path, self.sha256, device)
         return _Ready(
-            module=bundle.read_cached(self.path, self.sha256, device),
+            evaluate=(
+                Evaluator(loaded.model, species, mask)
+                if loaded.model is not None
+                else partial(_by_torchscript, loaded.module, species, mask)
+            ),
             inputs=inputs if len(inputs) < binding.n_particles else None,
             targets=np.array(binding.targets),
-            species=torch.tensor(binding.species, device=device),
-            mask=torch.from_numpy(np.isin(inputs, binding.targets)).to(device),
+            mask=mask,
             box=None if binding.box is None else np.array(binding.box),
             labels=binding.labels,
             device=device,
@@ -121,10 +131,7 @@ class ModelCallable:
                 check_box_unchanged(now, ready.box)
             box = torch.tensor(now, dtype=torch.float64, device=ready.device)
         positions = everywhere if ready.inputs is None else everywhere[ready.inputs]
-        with torch.no_grad():
-            prediction = ready.module(
-                ready.species, torch.tensor(positions, dtype=torch.float64, device=ready.device), box, ready.mask
-            )
+        prediction = ready.evaluate(torch.tensor(positions, dtype=torch.float64, device=ready.device), box)
         if prediction.forces is None:
             raise ForcefieldMLError(f"the model {self.path} returned no forces")
         found = prediction.forces.cpu().numpy()
@@ -134,13 +141,23 @@ class ModelCallable:
         return 0.0 if prediction.energy is None else float(prediction.energy), forces
 
 
+def _by_torchscript(
+    module: torch.jit.ScriptModule,
+    species: torch.Tensor,
+    targets: torch.Tensor,
+    positions: torch.Tensor,
+    box: torch.Tensor | None,
+) -> Prediction:
+    with torch.no_grad():
+        return Prediction(*module(species, positions, box, targets))
+
+
 class _Ready(NamedTuple):
     """What a callable keeps between calls; never pickled."""
 
-    module: torch.jit.ScriptModule
+    evaluate: Callable[[torch.Tensor, torch.Tensor | None], Prediction]
     inputs: np.ndarray | None
     targets: np.ndarray
-    species: torch.Tensor
     mask: torch.Tensor
     box: np.ndarray | None
     labels: list[str]
