@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from forcefield_ml.graph import NeighbourList, NeighbourMatrix
-from forcefield_ml.graph.neighbour_list import SKIN
 from forcefield_ml.models.interface import Atoms, Prediction
 from forcefield_ml.models.model import Model
 
@@ -26,7 +25,7 @@ class Evaluator:
     targets
         (N,) bool, the atoms to predict; None for all.
     skin
-        nm, of the neighbour list.
+        nm, of the neighbour list; None takes its default.
 
     Attributes
     ----------
@@ -34,7 +33,7 @@ class Evaluator:
         Its statistics tell how often neighbours were searched, and what that took.
     """
 
-    def __init__(self, model: Model, species: Tensor, targets: Tensor | None = None, skin: float = SKIN):
+    def __init__(self, model: Model, species: Tensor, targets: Tensor | None = None, skin: float | None = None):
         can = model.capabilities
         dtype = next(model.parameters()).dtype
         self.neighbour_list = NeighbourList(
