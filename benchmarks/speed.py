@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import speed_limits
 import speed_processes as processes
 import torch
 import workloads
@@ -73,7 +74,7 @@ def run(options: argparse.Namespace, command: str) -> dict[str, Any]:
         "device": options.device,
         "threads": options.threads,
         "machine": {**machine(), "load": load},
-        "limits": processes.limits(options.device, options.threads),
+        "limits": speed_limits.machine(options.device, options.threads),
         "neighbours": _neighbours(data),
         "errors": _errors(options.errors),
         "system": {"title": f"{noun}, {len(data.species):,} atoms", "n_atoms": len(data.species)},
@@ -134,7 +135,7 @@ def _system(options: argparse.Namespace, workload: Path, forces: dict[str, Path]
     rows = {}
     for name, found in runs.items():
         about = {key: run[key] for run in found for key in CARRIED if key in run}
-        rows[name] = {**about, **summary(found, options.steps)}
+        rows[name] = {**about, **summary(found)}
     return {"contenders": rows, "runs": runs}
 
 
@@ -156,7 +157,7 @@ def _sizes(options: argparse.Namespace, box: Path, system: dict[str, Any]) -> di
             job = _job(options, name, box, copies=size, training_atoms=0, budget=min(2.0, options.budget))
             result = processes.measured(job, allowed, options.memory, _caches(options, name), options.peers)
             _say(f"{name}, {n_atoms:,} atoms", result)
-            row = {"n_layers": result.get("n_layers"), **summary([result], options.steps)}
+            row = {"n_layers": result.get("n_layers"), **summary([result])}
             if "reason" in row and "stopped" in row["reason"]:
                 failed = f"a smaller box ({n_atoms:,} atoms) was {row['reason']}"
             rows.append({"n_atoms": n_atoms, **row})

@@ -1,12 +1,7 @@
-"""What the machine can do and what our models ask of it: arithmetic and bandwidth.
-
-python benchmarks/speed_limits.py cpu 2
-"""
+"""What the machine can do and what our models ask of it: arithmetic and bandwidth."""
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -135,7 +130,3 @@ def _fast(config: FastConfig, neighbours: float) -> dict[str, dict[str, float]]:
         layer["multiply_adds"] += 3 * (2 * channels) ** 2 + 4 * channels * 2 * channels + dense
         layers[f"layer {number + 1}"] = layer
     return layers
-
-
-if __name__ == "__main__":
-    print(json.dumps(machine(sys.argv[1], int(sys.argv[2]))))

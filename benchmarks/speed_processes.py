@@ -155,12 +155,3 @@ def _resident(pid: int) -> float:
     except OSError:
         return 0.0
     return int(status.split("VmRSS:")[1].split()[0]) * 1024 / 1e9 if "VmRSS:" in status else 0.0
-
-
-def limits(device: str, threads: int) -> dict[str, float]:
-    """Return what the machine can do, measured in a process of its own; see `speed_limits.machine`."""
-    command = [sys.executable, str(HERE / "speed_limits.py"), device, str(threads)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    found: dict[str, float] = json.loads(done.stdout)
-    return found

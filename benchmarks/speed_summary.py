@@ -11,6 +11,9 @@ import numpy as np
 
 Found = Mapping[str, Any]
 
+MANY = 10
+"""Steps over which a neighbour list is searched at least once in dynamics at 300 K."""
+
 
 class Spread(NamedTuple):
     """Minimum, median and maximum of some repeats."""
@@ -26,32 +29,35 @@ def spread(values: Iterable[float]) -> Spread:
     return Spread(numbers[0], median(numbers), numbers[-1])
 
 
-def repeats(runs: Sequence[Found], n_steps: int) -> list[float]:
+def repeats(runs: Sequence[Found]) -> list[float]:
     """Return the seconds of a step in each repeat.
 
-    A process that made all its steps is one repeat, the mean over its frames: a neighbour list that lasts for some
-    steps costs what it costs on average. Where no two processes came so far, every step is a repeat.
+    A neighbour list that lasts for some steps costs what it costs on average: a repeat is the mean over the steps of a
+    process that made at least `MANY`, or over as many steps where there is one such process only. Of contenders too
+    slow for that, which search at every step, each step is a repeat.
 
     Parameters
     ----------
     runs
         Of one contender, one for each process.
-    n_steps
-        That a process was to make.
     """
-    whole = [mean(run["steps_s"]) for run in runs if len(run.get("steps_s", ())) >= n_steps]
-    return whole if len(whole) > 1 else [step for run in runs for step in run.get("steps_s", ())]
+    passes = [run["steps_s"] for run in runs if run.get("steps_s")]
+    long = [steps for steps in passes if len(steps) >= MANY]
+    if len(long) > 1:
+        return [mean(steps) for steps in long]
+    if long:
+        n_parts = len(long[0]) // MANY
+        return [float(part.mean()) for part in np.array_split(np.array(long[0]), n_parts)]
+    return [step for steps in passes for step in steps]
 
 
-def summary(runs: Sequence[Found], n_steps: int) -> dict[str, Any]:
+def summary(runs: Sequence[Found]) -> dict[str, Any]:
     """Return the numbers of one contender on one workload.
 
     Parameters
     ----------
     runs
         One for each process.
-    n_steps
-        That a process was to make.
 
     Returns
     -------
@@ -61,7 +67,7 @@ def summary(runs: Sequence[Found], n_steps: int) -> dict[str, Any]:
         (from its start) and ``first_step_s`` (from where the model was ready), and, where there is training,
         ``training_us_per_atom`` and ``training_atoms_per_s``; ``incomplete`` says what is missing.
     """
-    seconds = repeats(runs, n_steps)
+    seconds = repeats(runs)
     reasons = [run["reason"] for run in runs if "reason" in run]
     if not seconds:
         return {"reason": reasons[0] if reasons else "no step was made"}

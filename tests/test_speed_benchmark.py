@@ -118,7 +118,7 @@ def test_a_failing_contender_says_why(speed: SimpleNamespace, job: Any, water: P
     (tmp_path / "bad.xml").write_text(water.with_suffix(".xml").read_text())
     bad = measured(replace(job, workload=str(tmp_path / "bad.npz")), 60, 8)
     assert "exit status 1" in bad["reason"] and "during: first force" in bad["reason"]
-    row = speed.speed_summary.summary([bad], 2)
+    row = speed.speed_summary.summary([bad])
     assert row == {"reason": bad["reason"]}
 
 
@@ -178,11 +178,13 @@ def test_repeated_system_has_the_forces_of_one(speed: SimpleNamespace, water: Pa
         speed.amber.repeated(constrained, 2)
 
 
-def test_a_repeat_is_a_whole_pass(speed: SimpleNamespace) -> None:
+def test_a_repeat_holds_searches(speed: SimpleNamespace) -> None:
     """Steps with a search are averaged with those without; of slow contenders each step is a repeat."""
-    passes = [{"steps_s": [4.0, 1.0, 1.0]}, {"steps_s": [2.0, 2.0, 5.0]}, {"steps_s": [1.0]}]
-    assert speed.speed_summary.repeats(passes, 3) == [2.0, 3.0]
-    assert speed.speed_summary.repeats(passes[:1], 3) == [4.0, 1.0, 1.0]
+    one, other = {"steps_s": [11.0, *[1.0] * 9]}, {"steps_s": [1.0] * 20 + [21.0]}
+    few = {"steps_s": [7.0, 5.0]}
+    assert speed.speed_summary.repeats([one, other, few, {"reason": "stopped"}]) == [2.0, 41 / 21]
+    assert speed.speed_summary.repeats([{"steps_s": [11.0, *[1.0] * 9] * 3}]) == [2.0, 2.0, 2.0]
+    assert speed.speed_summary.repeats([few, few]) == [7.0, 5.0, 7.0, 5.0]
     assert speed.speed_summary.spread([3.0, 1.0, 2.0]) == (1.0, 2.0, 3.0)
     assert speed.speed_summary.ratio((8, 10, 12), (1, 2, 4)) == (2, 5, 12)
 

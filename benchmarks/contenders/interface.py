@@ -89,8 +89,8 @@ class Contender(ABC):
         """Return a training step on the batch, from graph to new weights; None where nothing is trained."""
         return None
 
-    def extra(self) -> dict[str, Any]:
-        """Return further measurements, made after all others."""
+    def extra(self, budget: float) -> dict[str, Any]:
+        """Return further measurements, made after all others, in about `budget` seconds."""
         return {}
 
     def profile(self, frames: list[np.ndarray]) -> dict[str, Any] | None:

@@ -52,7 +52,7 @@ class Job:
     training_atoms
         Atoms of a training step; 0 for no training.
     training_budget
-        Seconds after which no further training step begins.
+        Seconds after which no further training step begins; also for other measurements.
     profile
         Whether to look where the time goes.
     forces
@@ -171,7 +171,7 @@ def measure(job: Job, out: TextIO) -> None:
     if job.training_atoms:
         _training(job, workload.batch(job.training_atoms), contender, found)
     tell("profile")
-    found |= contender.extra()
+    found |= contender.extra(job.training_budget)
     if job.profile:
         found["profile"] = contender.profile([workload.frame(step) for step in range(len(workload.frames))])
     tell("done")
