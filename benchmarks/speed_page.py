@@ -10,16 +10,17 @@ from speed_limits import arithmetic
 from speed_summary import kilobytes_per_atom, marks, ratio
 
 METHOD = """A step is positions in, forces out, with the search for neighbours inside it, for every contender alike:
-consecutive frames, 1 fs apart, of unconstrained AMBER14 dynamics at 300 K go in one after the other, so that a list of
-neighbours that lasts for some steps is searched as often as in a simulation. Each contender has a process of its own,
-its first evaluations are not counted (compilers work then). A repeat is the mean over a process of at least ten
-steps; of contenders too slow for that, which search at every step, each step is a repeat. Numbers are medians, minimum and maximum in brackets; a ratio's
-brackets hold what the repeats allow at worst and at best. Memory is the peak of the resident size, less what was there
-after the imports. A first force is that of a process that finds nothing compiled; the second process finds what the
-first has kept. A training step is forward, (for peers) gradient of the energy, backward of a loss on forces, and
-Adam, on a ball of protein and water without periodicity, the same atoms for all; neighbours are found beforehand where
-the library's data loader does so. Weights are random, on which no cost depends; a relative error is that of a model of
-the same configuration after training, on proteins it has not seen."""
+consecutive frames, 1 fs apart, of unconstrained AMBER14 dynamics at 300 K go in one after the other, so that a list
+of neighbours that lasts for some steps is searched as often as in a simulation. Each contender has a process of its
+own, its first evaluations are not counted (compilers work then). A repeat is the mean over a process of at least ten
+steps; of contenders too slow for that, which search at every step, each step is a repeat. Numbers are medians,
+minimum and maximum in brackets; a ratio's brackets hold what the repeats allow at worst and at best. Memory is the
+peak of the resident size, less what was there after the imports. A first force is that of a process that finds
+nothing compiled; the second process finds what the first has kept. A training step is forward, (for peers) gradient
+of the energy, backward of a loss on forces, and Adam, on a ball of protein and water without periodicity, the same
+atoms for all; neighbours are found beforehand where the library's data loader does so. Weights are random, on which
+no cost depends; a relative error is that of a model of the same configuration after training, on proteins it has not
+seen."""
 
 REACHED = {True: "yes", False: "**no**", None: "-"}
 
