@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import forcefield_ml
 from contenders.interface import Batch, Contender, Setting, count
-from forcefield_ml.graph import NeighbourList
+from forcefield_ml.deploy.evaluator import Evaluator
 from forcefield_ml.graph.search import whole
 from forcefield_ml.models import Atoms, build
 from forcefield_ml.models.model import Model
@@ -70,7 +70,7 @@ def train_step(model: nn.Module, predict: Callable[[], Tensor], targets: Tensor)
 
 
 class Ours(Contender):
-    """A model of `models.build` with a neighbour list.
+    """A model of `models.build` in the `Evaluator` that OpenMM calls.
 
     Parameters
     ----------
@@ -85,18 +85,14 @@ class Ours(Contender):
         self.device = torch.device(setting.device)
         self.model = network(config).eval().to(self.device)
         self.wants = self.model.capabilities
-        self.neighbours = NeighbourList(
-            self.wants.neighbours, self.wants.n_neighbours, self.wants.cutoff, self.wants.n_layers
-        )
-        self.species = torch.from_numpy(setting.species).long().to(self.device)
+        species = torch.from_numpy(setting.species).long().to(self.device)
+        self.evaluator = Evaluator(self.model, species)
         self.box = torch.from_numpy(setting.box).to(self.device)
         self.about = about(self.model, self.model.config, self.wants)
 
     def evaluate(self, positions: np.ndarray) -> np.ndarray:
-        """Return forces: neighbours from a list with a skin, and forward pass."""
-        with torch.no_grad():
-            order, neighbours, sizes, ascending = self.neighbours(torch.from_numpy(positions).to(self.device), self.box)
-            forces = self.model(Atoms(self.species[order]), neighbours, sizes).forces[ascending]
+        """Return forces as a simulation gets them: neighbours from a list with a skin, and forward pass."""
+        forces = self.evaluator(torch.from_numpy(positions).to(self.device), self.box).forces
         return forces.cpu().numpy()
 
     def trainer(self, batch: Batch) -> Callable[[], None]:
@@ -119,7 +115,7 @@ class Ours(Contender):
             parts |= {f"{name} {i}" if len(pieces) > 1 else name: piece for i, piece in enumerate(pieces)}
         spent: dict[str, float] = defaultdict(float)
         handles = [handle for name, part in parts.items() for handle in _clock(part, name, spent)]
-        before = replace(self.neighbours.statistics)
+        before = replace(self.evaluator.neighbour_list.statistics)
         begun = time.perf_counter()
         for frame in frames:
             self.evaluate(frame)
@@ -128,7 +124,7 @@ class Ours(Contender):
             handle.remove()
         inner = sum(seconds for name, seconds in spent.items() if name not in ("backbone", "head"))
         spent["the rest of the backbone"] = spent["backbone"] - inner
-        now = self.neighbours.statistics
+        now = self.evaluator.neighbour_list.statistics
         spent["search for candidates"] = now.search_seconds - before.search_seconds
         spent["neighbours among candidates"] = now.refresh_seconds - before.refresh_seconds
         listed = spent["search for candidates"] + spent["neighbours among candidates"]
