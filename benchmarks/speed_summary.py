@@ -139,6 +139,8 @@ class Mark(NamedTuple):
 def marks(results: Mapping[str, Any]) -> list[Mark]:
     """Return the goals of the engine, each against this run.
 
+    Where a contender could not do the solvated protein, the largest box that both could do stands in.
+
     Parameters
     ----------
     results
@@ -146,15 +148,23 @@ def marks(results: Mapping[str, Any]) -> list[Mark]:
     """
     rows = results["system"]["contenders"]
     steps = {name: row["us_per_atom"] for name, row in rows.items() if "us_per_atom" in row}
+    boxes = {
+        name: {row["n_atoms"]: row["us_per_atom"] for row in found if "us_per_atom" in row}
+        for name, found in results["sizes"].items()
+    }
     training = {name: row["training_us_per_atom"] for name, row in rows.items() if "training_us_per_atom" in row}
 
     def times(what: str, of: str, than: str, goal: float, more: bool, values: Mapping[str, Any] = steps) -> Mark:
         words = f"at least {goal:g} times" if more else f"at most {goal:g} times"
-        if of not in values or than not in values:
+        one, other, where = values.get(of), values.get(than), ""
+        both = boxes.get(of, {}).keys() & boxes.get(than, {}).keys()
+        if values is steps and (one is None or other is None) and both:
+            one, other, where = boxes[of][max(both)], boxes[than][max(both)], f", on {max(both):,} atoms"
+        if one is None or other is None:
             return Mark(what, words, None, None)
-        found = ratio(values[of], values[than])
+        found = ratio(one, other)
         reached = found.middle >= goal if more else found.middle <= goal
-        return Mark(what, words, f"{found.middle:.3g} ({found.low:.3g} to {found.high:.3g})", reached)
+        return Mark(what, words, f"{found.middle:.3g} ({found.low:.3g} to {found.high:.3g}){where}", reached)
 
     found = [
         times("TensorNet's time over the fast model's", "tensornet", "fast", 50, True),

@@ -199,12 +199,19 @@ def test_marks_are_judged(speed: SimpleNamespace) -> None:
         {**size, "n_atoms": 200_000, "us_per_atom": (40.0,) * 3, "peak_mb": 2000.0},
         {"n_atoms": 400_000, "reason": "stopped"},
     ]
+    mace = [{**size, "n_atoms": 1000, "us_per_atom": (1100.0,) * 3, "peak_mb": 900.0}]
     found = speed.speed_summary.marks(
-        {"system": {"contenders": rows}, "same_forces": {"paper_e3nn, paper": 2e-6}, "sizes": {"fast": boxes}}
+        {
+            "system": {"contenders": rows},
+            "same_forces": {"paper_e3nn, paper": 2e-6},
+            "sizes": {"fast": boxes, "mace": mace},
+        }
     )
     judged = {mark.what: mark.reached for mark in found}
     assert judged["TensorNet's time over the fast model's"] is True
-    assert judged["MACE's time over the fast model's"] is None
+    assert judged["MACE's time over the fast model's"] is True  # on the box that both could do
+    assert "on 1,000 atoms" in {mark.what: mark.value for mark in found}["MACE's time over the fast model's"]
+    assert judged["TorchScript's time over the compiled form's, fast model"] is None
     assert judged["the fast model's time over AMBER14's"] is True
     assert judged["forces of plain e3nn against ours"] is True
     assert judged["fast: cost per atom over all sizes"] is False

@@ -93,8 +93,8 @@ class Contender(ABC):
         """Return further measurements, made after all others, in about `budget` seconds."""
         return {}
 
-    def profile(self, frames: list[np.ndarray]) -> dict[str, Any] | None:
-        """Return where the time of a step goes; None where nobody asks."""
+    def profile(self, frames: list[np.ndarray], budget: float) -> dict[str, Any] | None:
+        """Return where the time of a step goes, from the frames that `budget` seconds allow; None: not known."""
         return None
 
 

@@ -173,7 +173,8 @@ def measure(job: Job, out: TextIO) -> None:
     tell("profile")
     found |= contender.extra(job.training_budget)
     if job.profile:
-        found["profile"] = contender.profile([workload.frame(step) for step in range(len(workload.frames))])
+        frames = [workload.frame(step) for step in range(len(workload.frames))]
+        found["profile"] = contender.profile(frames, job.training_budget)
     tell("done")
 
 
