@@ -41,7 +41,7 @@ SLOW = 45.0
 PAIRS = (("paper_e3nn", "paper"), ("fast_script", "fast"))
 """Two forms of one model, whose forces are compared."""
 
-CARRIED = ("versions", "n_parameters", "cutoff", "n_layers", "config", "profile", "platform")
+CARRIED = ("versions", "n_parameters", "cutoff", "n_layers", "config", "profile", "note")
 """What a row takes over from the process as it is."""
 
 

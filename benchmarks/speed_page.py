@@ -42,6 +42,7 @@ def page(results: Mapping[str, Any]) -> str:
         " ".join(METHOD.split()),
         f"## {system['title']}",
         _system_table(system["contenders"], results["errors"]),
+        "\n".join(f"- {CONTENDERS[n].title}: {r['note']}." for n, r in system["contenders"].items() if "note" in r),
         *_missing(system["contenders"]),
         "## Marks",
         _table(

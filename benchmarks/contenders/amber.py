@@ -34,7 +34,6 @@ class Amber(Contender):
             "versions": {"openmm": openmm.__version__},
             "n_parameters": None,
             "cutoff": f"{cutoff:g} nm, and PME",
-            "platform": name,
         }
 
     def evaluate(self, positions: np.ndarray) -> np.ndarray:

@@ -73,7 +73,7 @@ class Contender(ABC):
     Attributes
     ----------
     about : dict
-        ``versions``, ``n_parameters``, ``cutoff`` (in words) and whatever else a reader must know.
+        ``versions``, ``n_parameters``, ``cutoff`` (in words), and ``note`` where a reader must know more.
     warmup : int
         Evaluations, the first included, that are not counted; TorchScript recompiles what it saw at the second.
     """

@@ -23,8 +23,6 @@ CHANNELS = 96
 class Mace(Contender):
     """A ScaleShiftMACE; neighbours by matscipy, as its data classes find them."""
 
-    warmup = 2
-
     def __init__(self, setting: Setting):
         torch.set_num_threads(setting.threads)
         torch.manual_seed(0)

@@ -20,8 +20,6 @@ PRESET = "S"
 class Nequip(Contender):
     """A NequIP network; neighbours by the library's default search."""
 
-    warmup = 2
-
     def __init__(self, setting: Setting):
         torch.set_num_threads(setting.threads)
         set_global_state()

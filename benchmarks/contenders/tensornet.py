@@ -52,6 +52,7 @@ class TensorNet(Contender):
             "n_parameters": count(self.model.parameters()),
             "cutoff": f"{CUTOFF / 10} nm",
             "n_layers": ARGUMENTS["num_layers"],
+            "note": "neighbours by the library's default for this model, a comparison of all pairs",
         }
 
     def evaluate(self, positions: np.ndarray) -> np.ndarray:
