@@ -34,7 +34,7 @@ class FastConfig(BaseModel):
     n_basis: int = Field(32, ge=2, description="radial basis functions")
     n_units: int = Field(12, ge=1, description="radial units of the later layers")
     n_first_units: int = Field(24, ge=1, description="radial units of the first layer")
-    filter_order: Literal[1, 2] = Field(1, description="largest harmonic in the messages")
+    filter_order: Literal[1, 2] = Field(2, description="largest harmonic in the messages")
     elements: Tuple[int, ...] = Field((1, 6, 7, 8, 11, 16, 17), description="atomic numbers the model knows")
 
 

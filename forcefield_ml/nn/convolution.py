@@ -76,6 +76,7 @@ class DenseConvolution(nn.Module):
     couplings: Tensor
     scales: Tensor
     columns: Tensor
+    __jit_ignored_attributes__ = ["_kernel", "_radial_table"]
 
     def __init__(
         self,
@@ -187,6 +188,7 @@ class ElementConvolution(nn.Module):
     """
 
     columns: Tensor
+    __jit_ignored_attributes__ = ["_kernel", "_radial_table"]
 
     def __init__(self, n_elements: int, n_basis: int, n_units: int, n_channels: int, n_neighbours: float):
         super().__init__()
