@@ -53,11 +53,8 @@ def test_second_load_does_not_compile(cache: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(compiler, "_compile", lambda *_: pytest.fail("compiled again"))
     assert compiler.load(SOURCE, "probe").twice(4) == 8
     monkeypatch.undo()
-    os.environ["FORCEFIELD_ML_CACHE"] = str(cache.parent)
-    try:
-        assert compiler.load(SOURCE.replace("2 *", "3 *"), "probe").twice(4) == 12
-    finally:
-        del os.environ["FORCEFIELD_ML_CACHE"]
+    monkeypatch.setenv("FORCEFIELD_ML_CACHE", str(cache.parent))
+    assert compiler.load(SOURCE.replace("2 *", "3 *"), "probe").twice(4) == 12
     assert len(list(cache.glob("probe-*.so"))) == 2
     assert made.exists()
     assert not list(cache.glob("build-*"))

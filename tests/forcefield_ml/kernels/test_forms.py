@@ -36,7 +36,7 @@ SYSTEMS: dict[str, tuple[int, Tensor | None]] = {
     "open": (60, None),
     "three atoms": (3, None),
     "one atom": (1, None),
-    "lonely": (5, torch.eye(3, dtype=torch.float64) * 12.0),
+    "lonely": (5, torch.eye(3, dtype=torch.float64) * 40.0),
 }
 """Atoms and box; the five of the last are 3 nm apart, so that a cutoff graph has no pair."""
 
@@ -47,7 +47,7 @@ def place(name: str) -> tuple[Tensor, Tensor, Tensor | None]:
     generator = torch.Generator().manual_seed(1)
     species = torch.tensor([1, 1, 8, 6, 7])[torch.arange(n_atoms) % 5]
     if name == "lonely":
-        return species, torch.eye(3, dtype=torch.float64).repeat(2, 1)[:5] * 3.0 * torch.arange(1, 6)[:, None] % 12, box
+        return species, torch.eye(3, dtype=torch.float64).repeat(2, 1)[:5] * 3.0 * torch.arange(1, 6)[:, None], box
     side = round(n_atoms ** (1 / 3) + 0.5)
     grid = torch.cartesian_prod(*[torch.arange(side, dtype=torch.float64)] * 3).view(-1, 3)[:n_atoms] / side
     cell = torch.eye(3, dtype=torch.float64) * 0.22 * side if box is None else box
@@ -90,7 +90,6 @@ def test_forms_predict_the_same(name: str, system: str) -> None:
     neighbours = model.search()(positions, box)
     single = neighbours._replace(vectors=neighbours.vectors.float())
     with torch.no_grad():
-        truth = prediction(build(model.config).double().eval().requires_grad_(False), species, neighbours)
         twin = build(model.config).double().eval()
         twin.load_state_dict(model.state_dict())
         truth = prediction(twin, species, neighbours)
@@ -136,11 +135,12 @@ def test_forms_train_the_same(name: str, system: str) -> None:
     found = gradients(model, species, single, n_targets)
     expected = gradients(twin, species, neighbours, n_targets)
     largest = max(float(gradient.abs().max()) for gradient in expected.values())
-    assert largest > 0
+    assert largest > 0 or (system == "lonely" and not name.startswith("tfn"))  # no pair, no vector, no gradient
     assert found.keys() == expected.keys()
     for key, gradient in expected.items():
-        scale = max(float(gradient.abs().max()), 1e-3 * largest)  # biases before a normalisation have none but rounding
-        assert float((found[key] - gradient).abs().max()) < 2e-4 * scale, key
+        # a bias before a normalisation has no gradient but rounding: hence the second term
+        allowed = 2e-4 * float(gradient.abs().max()) + 1e-5 * largest
+        assert float((found[key] - gradient).abs().max()) <= allowed, key
 
 
 def test_gradients_repeat_bit_by_bit() -> None:
