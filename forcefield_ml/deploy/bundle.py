@@ -228,19 +228,19 @@ def eager(card: dict[str, Any], module: torch.jit.ScriptModule) -> Model | None:
     card, module
         Of `read`.
     """
-    state = {name.removeprefix("model."): value for name, value in module.state_dict().items() if "model." in name}
-    device = next(iter(state.values())).device
+    stored = module.state_dict()  # which holds, unlike an eager model's, what can be computed anew, too
+    device = next(iter(stored.values())).device
     try:
         model = build(card["model_config"])
-        model.load_state_dict(state)
-    except (ConfigError, RuntimeError) as error:
+        model.load_state_dict({name: stored[f"model.{name}"] for name in model.state_dict()})
+    except (ConfigError, KeyError, RuntimeError) as error:
         logger.warning(
-            "this model was made by another version (%s); its own TorchScript serves, which is slower. Export the "
-            "checkpoint anew, or train again, for the fast engine",
-            str(error).strip().splitlines()[0],
+            "this model was made by another version (%s); its own TorchScript serves, which is slower. Train again "
+            "with this version for the fast engine",
+            f"it has no {error}" if isinstance(error, KeyError) else str(error).strip().splitlines()[-1].strip(),
         )
         return None
-    model = model.to(device, next(value.dtype for value in state.values() if value.is_floating_point())).eval()
+    model = model.to(device, stored["precision"].dtype).eval()
     difference = _difference(DeployableModel(model).to(device).eval(), module, card)
     if not difference < EXPORT_TOLERANCE:
         logger.warning(

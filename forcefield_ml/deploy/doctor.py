@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import tempfile
 import warnings
@@ -66,7 +67,8 @@ def diagnose() -> dict[str, Any]:
         findings += [_backend(name) for name in ("pythonforce", "torchforce")]
         failures = _failures_after_repair(openmm)
         findings.append(_gpu(platforms, len(devices) > 1))
-    findings += [_compiler(), _aligner()]
+    findings.append(_kernels())
+    findings.append(_aligner())
     return {
         "versions": package_versions(PACKAGES),
         "platforms": platforms,
@@ -172,11 +174,24 @@ def _gpu(platforms: list[str], torch_sees_gpu: bool) -> Finding:
     return Finding("gpu", OPTIONAL, "none: everything runs on the CPU")
 
 
-def _compiler() -> Finding:
-    found = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    if found:
-        return Finding("compiler", OK, found)
-    return Finding("compiler", OPTIONAL, "no C++ compiler: torch.compile cannot serve", "apt-get install g++")
+def _kernels() -> Finding:
+    """Compile a kernel anew and use it."""
+    from forcefield_ml.kernels import compiler
+
+    try:
+        found = compiler.find_compiler()
+        folder = compiler.cache_folder()
+        compiler.load(f"int answer(void) {{ return 42; }} /* {secrets.token_hex(8)} */\n", "doctor").answer()
+    except compiler.KernelError as error:
+        return Finding(
+            "kernels",
+            OPTIONAL,
+            f"{error}: the plain PyTorch form serves, some ten times slower",
+            "apt-get install gcc libc6-dev",
+        )
+    finally:
+        compiler.forget("doctor")
+    return Finding("kernels", OK, f"{found[1]}, kept in {folder}")
 
 
 def _aligner() -> Finding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -141,6 +142,13 @@ def load(source: str, name: str) -> ctypes.CDLL:
         logger.info("kernel %s compiled by %s in %.1f s", name, version, time.perf_counter() - begin)
         return loaded
     raise AssertionError("unreachable: the loop returns or raises")
+
+
+def forget(name: str) -> None:
+    """Remove the kernels of a name from the cache."""
+    with contextlib.suppress(KernelError):
+        for library in cache_folder().glob(f"{name}-*.so"):
+            library.unlink(missing_ok=True)
 
 
 def _compile(compiler: str, flags: list[str], source: str, library: Path) -> None:

@@ -1,7 +1,7 @@
 """Equivariant convolutions on the dense neighbour matrix: plain, as batched products, and compiled."""
 
 import math
-from typing import Any, List, Optional, Tuple
+from typing import Any, ClassVar, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,7 @@ class DenseConvolution(nn.Module):
     couplings: Tensor
     scales: Tensor
     columns: Tensor
-    __jit_ignored_attributes__ = ["_kernel", "_radial_table"]
+    __jit_ignored_attributes__: ClassVar[List[str]] = ["_kernel", "_radial_table"]
 
     def __init__(
         self,
@@ -188,7 +188,7 @@ class ElementConvolution(nn.Module):
     """
 
     columns: Tensor
-    __jit_ignored_attributes__ = ["_kernel", "_radial_table"]
+    __jit_ignored_attributes__: ClassVar[List[str]] = ["_kernel", "_radial_table"]
 
     def __init__(self, n_elements: int, n_basis: int, n_units: int, n_channels: int, n_neighbours: float):
         super().__init__()
@@ -233,4 +233,4 @@ class ElementConvolution(nn.Module):
         kinds = one_hot.argmax(1).int()
         first = kernels.table_first(pairs.cutoff)
         summed = self._kernel(None, table, pairs.indices, pairs.vectors, pairs.mask, first, kinds)
-        return torch.cat([summed[:, :1] + self.mix.bias, summed[:, 1:]], dim=1)
+        return summed + nn.functional.pad(self.mix.bias[None], [0, 0, 0, 3])

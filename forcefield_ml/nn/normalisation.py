@@ -33,6 +33,7 @@ class EquivariantNorm(nn.Module):
     mean: Tensor
     variance: Tensor
     n_batches: Tensor
+    order_of: Tensor
 
     def __init__(self, n_channels: int, order: int, momentum: float = 0.1):
         super().__init__()
@@ -42,12 +43,15 @@ class EquivariantNorm(nn.Module):
         self.register_buffer("mean", torch.zeros(n_channels))
         self.register_buffer("variance", torch.ones(order + 1, n_channels))
         self.register_buffer("n_batches", torch.zeros((), dtype=torch.int64))
+        order_of = [o for o in range(order + 1) for _ in range(2 * o + 1)]
+        self.register_buffer("order_of", torch.tensor(order_of), persistent=False)  # of each component
 
     def forward(self, features: Tensor) -> Tensor:
         """Return features of the same shape (n, (L + 1)^2, C)."""
         mean, variance = self.mean, self.variance
-        parts = by_order(features.to(mean.dtype), self.order)  # statistics of bfloat16 would be too coarse
+        features = features.to(mean.dtype)  # statistics of bfloat16 would be too coarse
         if self.training and (features.shape[0] > 1 or in_processes()):
+            parts = by_order(features, self.order)
             mean = mean_over_atoms(parts[0][:, 0])
             spread = [(parts[0][:, 0] - mean).square()]
             for order in range(1, self.order + 1):
@@ -60,7 +64,5 @@ class EquivariantNorm(nn.Module):
                 self.variance.lerp_(variance.detach(), share)
                 self.n_batches.add_(1)
         scale = (variance + self.epsilon).rsqrt()
-        outputs = [(parts[0] - mean) * scale[0]]
-        for order in range(1, self.order + 1):
-            outputs.append(parts[order] * scale[order])
-        return torch.cat(outputs, dim=1)
+        shift = nn.functional.pad((mean * scale[0])[None], [0, 0, 0, scale.shape[0] - 1])
+        return features * scale[self.order_of] - shift[self.order_of]

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from forcefield_ml import models
 from forcefield_ml.cli import app as cli
 from forcefield_ml.deploy import doctor
+from forcefield_ml.kernels.compiler import find_compiler
 from forcefield_ml.training import checkpoint as checkpoints
 
 BOTH_BACKENDS = """
@@ -105,7 +106,7 @@ def test_doctor_finds_a_healthy_installation() -> None:
     diagnosis = json.loads(result.stdout)
     assert result.exit_code == 0 and diagnosis["healthy"]
     status = {finding["name"]: finding["status"] for finding in diagnosis["findings"]}
-    assert status["pythonforce"] == status["torchforce"] == "ok"
+    assert status["pythonforce"] == status["torchforce"] == status["kernels"] == "ok"
     assert {"Reference", "CPU"} <= set(diagnosis["platforms"])
 
 
@@ -119,7 +120,16 @@ def test_doctor_finds_a_broken_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(doctor, "_try_backend", broken)
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    find_compiler.cache_clear()
     result = CliRunner().invoke(cli, ["doctor"])
+    find_compiler.cache_clear()
     assert result.exit_code == 1
-    for expected in ("wrong forces", "no kernels", "pip install", "apt-get install ncbi-blast+", "something needed"):
+    for expected in (
+        "wrong forces",
+        "no kernels",
+        "pip install",
+        "apt-get install ncbi-blast+",
+        "apt-get install gcc",
+        "something needed",
+    ):
         assert expected in result.stdout

@@ -6,6 +6,7 @@ import pickletools
 import shutil
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openmm
@@ -23,10 +24,12 @@ from deploy_helpers import (
 )
 
 import forcefield_ml
-from forcefield_ml.deploy import bundle
+from forcefield_ml.deploy import bundle, openmm_force
 from forcefield_ml.deploy.card import make_card
+from forcefield_ml.deploy.evaluator import Evaluator
 from forcefield_ml.deploy.openmm_force import choose_backend
 from forcefield_ml.errors import ConfigError
+from forcefield_ml.graph import NeighbourList
 
 EXACT = 1e-4
 """L2 over the system, relative, float32: the export's promise."""
@@ -215,3 +218,37 @@ def test_backend_choice() -> None:
     assert choice.backend == "pythonforce" and "PythonForce" in choice.reason
     with pytest.raises(ConfigError, match="Did you mean 'torchforce'"):
         choose_backend("torch_force")
+
+
+def test_pythonforce_runs_on_the_engine(
+    wet: Molecules, deployed: dict[str, Deployed], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The eager network serves, on a neighbour list that outlives a step; a file of another version still works."""
+    lists: list[NeighbourList] = []
+
+    class Watched(Evaluator):
+        def __init__(self, *args: Any, **options: Any):
+            super().__init__(*args, **options)
+            lists.append(self.neighbour_list)
+
+    monkeypatch.setattr(openmm_force, "Evaluator", Watched)
+    bundle.read_cached.cache_clear()
+    context = with_model(deployed["fast"].path, wet, "pythonforce")
+    expected = forces_of(context)
+    context.setPositions(wet.positions + 1e-4)
+    forces_of(context)
+    (found,) = lists
+    assert (found.statistics.steps, found.statistics.rebuilds) == (2, 1)
+    assert not caplog.records
+
+    monkeypatch.setattr(bundle, "_difference", lambda *_: 1.0)  # as if this machine's compiler were wrong
+    bundle.read_cached.cache_clear()
+    assert relative(forces_of(with_model(deployed["fast"].path, wet, "pythonforce")), expected) < EXACT
+    assert "TorchScript serves" in caplog.text
+    monkeypatch.setattr(bundle, "build", lambda config: make_model("tfn"))  # weights of other names
+    caplog.clear()
+    bundle.read_cached.cache_clear()
+    assert relative(forces_of(with_model(deployed["fast"].path, wet, "pythonforce")), expected) < EXACT
+    assert "made by another version" in caplog.text
+    bundle.read_cached.cache_clear()
+    assert len(lists) == 1

@@ -81,7 +81,7 @@ def test_a_cache_that_others_can_write_to_is_refused(cache: Path) -> None:
 
 def test_a_compiler_error_is_told(cache: Path) -> None:
     """The message has the compiler's own words."""
-    with pytest.raises(compiler.KernelError, match="kernel probe: .*failed"):
+    with pytest.raises(compiler.KernelError, match=r"kernel probe: .*failed"):
         compiler.load("int twice(int n) { return 2 * m; }\n", "probe")
     assert not list(cache.glob("*"))
 
