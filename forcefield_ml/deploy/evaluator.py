@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from forcefield_ml.errors import ConfigError
 from forcefield_ml.graph import NeighbourList, NeighbourMatrix
 from forcefield_ml.models.interface import Atoms, Prediction
 from forcefield_ml.models.model import Model
@@ -27,6 +28,11 @@ class Evaluator:
     skin
         nm, of the neighbour list; None takes its default.
 
+    Raises
+    ------
+    ConfigError
+        If the model's weights are neither float32 nor float64.
+
     Attributes
     ----------
     neighbour_list : NeighbourList
@@ -36,6 +42,10 @@ class Evaluator:
     def __init__(self, model: Model, species: Tensor, targets: Tensor | None = None, skin: float | None = None):
         can = model.capabilities
         dtype = next(model.parameters()).dtype
+        if dtype not in (torch.float32, torch.float64):
+            raise ConfigError(
+                f"the model's weights are {dtype}; a force needs torch.float32 (fast) or torch.float64: model.float()"
+            )
         self.neighbour_list = NeighbourList(
             can.neighbours, can.n_neighbours, can.cutoff, can.n_layers, skin=skin, targets=targets, dtype=dtype
         )

@@ -16,6 +16,7 @@ from openmm import app
 from forcefield_ml import pretrained, units
 from forcefield_ml.deploy import bundle, openmm_force
 from forcefield_ml.deploy.binding import bind, solute_atoms
+from forcefield_ml.deploy.device import choose_device
 from forcefield_ml.deploy.mm import class_name, make_subtract_mm, remove_internal_terms
 from forcefield_ml.deploy.modes import check_mode, check_system
 from forcefield_ml.deploy.openmm_force import BackendChoice, choose_backend
@@ -36,7 +37,7 @@ def load(path: Path | str, device: str = "auto") -> DeployedModel:
     path
         The file, or the name of a model that ships with the package (`forcefield_ml.pretrained.names`).
     device
-        ``"auto"`` takes CUDA where torch has it; else a name torch knows, such as ``"cpu"``.
+        ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; see `device.choose_device`.
 
     Returns
     -------
@@ -47,8 +48,10 @@ def load(path: Path | str, device: str = "auto") -> DeployedModel:
     ------
     ModelFileError
         If the file is missing, damaged, foreign or of a newer format.
+    ConfigError
+        If there is no such device here.
     """
-    chosen = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = choose_device(device)
     path = pretrained.resolve(path)
     card, module, sha256 = bundle.read(path, device=chosen)
     return DeployedModel(Path(path).resolve(), card, module, sha256, chosen, device)

@@ -14,6 +14,7 @@ import torch
 
 from forcefield_ml.deploy import bundle
 from forcefield_ml.deploy.binding import NAMED, Binding
+from forcefield_ml.deploy.device import choose_device
 from forcefield_ml.deploy.evaluator import Evaluator
 from forcefield_ml.deploy.plugin_repair import import_torchforce
 from forcefield_ml.deploy.script import BoundForce
@@ -91,7 +92,7 @@ class ModelCallable:
         self.__dict__.update(state, _ready=None)
 
     def _prepare(self) -> _Ready:
-        device = self.device if self.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+        device = choose_device(self.device)
         binding = Binding(**self.binding)
         inputs = np.array(binding.inputs)
         if not self.has_energy:
