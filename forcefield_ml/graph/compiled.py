@@ -14,7 +14,7 @@ from torch import Tensor
 from forcefield_ml.graph.box import heights
 from forcefield_ml.graph.candidates import Candidates, image_shifts
 from forcefield_ml.graph.neighbour_matrix import NeighbourMatrix
-from forcefield_ml.kernels.compiler import load
+from forcefield_ml.kernels.compiler import load, pointers
 
 _POINTER, _INTEGER = ctypes.c_void_p, ctypes.c_int64
 
@@ -43,24 +43,13 @@ def library() -> ctypes.CDLL:
     return loaded
 
 
-def _pointers(*expected: tuple[Tensor, torch.dtype]) -> list[int]:
-    """Return where tensors lie, after a check that they are what compiled code takes them for."""
-    for tensor, dtype in expected:
-        if tensor.dtype != dtype or not tensor.is_contiguous() or tensor.device.type != "cpu":
-            raise TypeError(
-                f"the kernel works on contiguous {dtype} on the CPU; got {tensor.dtype} with strides "
-                f"{tensor.stride()} on {tensor.device}"
-            )
-    return [tensor.data_ptr() for tensor, _ in expected]
-
-
 def _inputs(x: Tensor, candidates: Candidates) -> list[int]:
     dtypes = (torch.int64, torch.int32, torch.uint8, torch.float64)
-    return _pointers(*zip(candidates, dtypes, strict=True), (x, torch.float64))
+    return pointers(*zip(candidates, dtypes, strict=True), (x, torch.float64))
 
 
 def _outputs(out: NeighbourMatrix) -> list[int]:
-    return [out.indices.shape[1], *_pointers(*zip(out, (torch.int64, torch.float32, torch.bool), strict=True))]
+    return [out.indices.shape[1], *pointers(*zip(out, (torch.int64, torch.float32, torch.bool), strict=True))]
 
 
 class CompiledSearch:
@@ -80,17 +69,17 @@ class CompiledSearch:
     def __call__(self, rows: Tensor, radii: Tensor) -> Candidates:
         """As `PlainSearch.__call__`."""
         if self._grid is None:
-            pointers = _pointers(*((tensor, torch.float64) for tensor in self._held))
+            held = pointers(*((tensor, torch.float64) for tensor in self._held))
             typical = float(radii.median())
-            self._grid = library().make_grid(len(self._held[0]), *pointers, self._periodic, typical)
+            self._grid = library().make_grid(len(self._held[0]), *held, self._periodic, typical)
             weakref.finalize(self, library().free_grid, self._grid)
         starts = torch.empty(len(rows) + 1, dtype=torch.int64)
-        common = _pointers((rows, torch.int64), (radii, torch.float64), (starts, torch.int64))
+        common = pointers((rows, torch.int64), (radii, torch.float64), (starts, torch.int64))
         library().search_grid(self._grid, len(rows), *common, None, None)
         partners = torch.empty(int(starts[-1]), dtype=torch.int32)
         images = torch.empty(len(partners), dtype=torch.uint8)
-        pointers = _pointers((partners, torch.int32), (images, torch.uint8))
-        library().search_grid(self._grid, len(rows), *common, *pointers)
+        found = pointers((partners, torch.int32), (images, torch.uint8))
+        library().search_grid(self._grid, len(rows), *common, *found)
         return Candidates(starts, partners, images, self._held[-1])
 
 

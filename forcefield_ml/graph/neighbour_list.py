@@ -171,6 +171,7 @@ class NeighbourList:
         self._build: _Build | None = None
         self._out: NeighbourMatrix | None = None
 
+    @torch.inference_mode(False)  # what a call keeps, later ones write to, perhaps outside that mode
     def __call__(self, positions: Tensor, box: Tensor | None = None) -> Neighbourhood:
         """Return the neighbours at these positions.
 
@@ -215,7 +216,8 @@ class NeighbourList:
     def _search(self, positions: Tensor, box: Tensor | None) -> None:
         """Find candidates, put atoms in order and keep what the steps that follow need."""
         check_positions(positions)
-        self._forms = COMPILED if serves(torch.empty(0, dtype=self._dtype, device=positions.device)) else PLAIN
+        vectors = torch.empty(0, dtype=self._dtype, device=positions.device)
+        self._forms = COMPILED if serves(vectors, compiled.library) else PLAIN
         if self._targets is not None and self._targets.shape != positions.shape[:1]:
             raise ValueError(
                 f"targets are a mask of {len(self._targets)} atoms, but there are positions of {len(positions)}"

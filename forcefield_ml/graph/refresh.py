@@ -1,4 +1,4 @@
-"""Neighbours among candidates, at the present positions; plain PyTorch. `kernels.neighbours` is the compiled form."""
+"""Neighbours among candidates, at the present positions; plain PyTorch. `compiled` has the compiled form."""
 
 from __future__ import annotations
 

@@ -15,6 +15,9 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from forcefield_ml.errors import ForcefieldMLError
 
 logger = logging.getLogger(__name__)
@@ -46,8 +49,12 @@ def cache_folder() -> Path:
     KernelError
         If the folder cannot be made, or belongs to or can be written by somebody else.
     """
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(os.environ.get("FORCEFIELD_ML_CACHE") or Path(home) / "forcefield_ml") / "kernels"
+    try:
+        own = os.environ.get("FORCEFIELD_ML_CACHE")
+        home = own or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(home) / ("" if own else "forcefield_ml") / "kernels"
+    except RuntimeError as error:  # a user without a home, as containers have
+        raise KernelError(f"there is no place for the kernel cache ({error}); set FORCEFIELD_ML_CACHE") from None
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         state = folder.stat()
@@ -75,12 +82,13 @@ def find_compiler() -> tuple[str, str]:
         path = shutil.which(name)
         if path is None:
             continue
-        answer = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=SECONDS, check=False)
-        if answer.returncode == 0:
-            return path, answer.stdout.splitlines()[0]
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            answer = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=60, check=False)
+            if answer.returncode == 0 and answer.stdout:
+                return path, answer.stdout.splitlines()[0]
     raise KernelError(
-        f"no C compiler: looked for {wanted or ', '.join(COMPILERS)} on the PATH. Install gcc or clang (Debian: apt "
-        "install gcc libc6-dev; conda: c-compiler), or set CC"
+        f"no C compiler that works: looked for {wanted or ', '.join(COMPILERS)} on the PATH. Install gcc or clang "
+        "(Debian: apt install gcc libc6-dev; conda: c-compiler), or set CC"
     )
 
 
@@ -123,25 +131,36 @@ def load(source: str, name: str) -> ctypes.CDLL:
     for threads in (["-fopenmp"], []):
         flags = [*OPTIMISE, *threads]
         key = hashlib.sha256("\0".join([source, *flags, version, processor()]).encode()).hexdigest()
-        library = folder / f"{name}-{key[:24]}.so"
-        if library.exists():
+        stem = f"{name}-{key[:24]}"
+        for library in folder.glob(f"{stem}-*.so"):
             try:
-                return ctypes.CDLL(str(library))
+                return _open(library)
             except OSError as error:  # damaged, or made where another runtime was loaded
                 logger.warning("the cached kernel %s does not load (%s); compiling it again", library, error)
+                with contextlib.suppress(OSError):
+                    library.unlink()
         begin = time.perf_counter()
         try:
-            _compile(compiler, flags, source, library)
-            loaded = ctypes.CDLL(str(library))
+            loaded = _open(_compile(compiler, flags, source, folder, stem))
         except (KernelError, OSError) as error:
             if not threads:
                 raise KernelError(f"kernel {name}: {error}") from None
-            library.unlink(missing_ok=True)
             logger.info("kernel %s: OpenMP cannot be used here (%s)", name, error)
             continue
         logger.info("kernel %s compiled by %s in %.1f s", name, version, time.perf_counter() - begin)
         return loaded
     raise AssertionError("unreachable: the loop returns or raises")
+
+
+def pointers(*expected: tuple[Tensor, torch.dtype]) -> list[int]:
+    """Return where tensors lie, after a check that they are what compiled code takes them for."""
+    for tensor, dtype in expected:
+        if tensor.dtype != dtype or not tensor.is_contiguous() or tensor.device.type != "cpu":
+            raise TypeError(
+                f"the kernel works on contiguous {dtype} on the CPU; got {tensor.dtype} with strides "
+                f"{tensor.stride()} on {tensor.device}"
+            )
+    return [tensor.data_ptr() for tensor, _ in expected]
 
 
 def forget(name: str) -> None:
@@ -151,9 +170,20 @@ def forget(name: str) -> None:
             library.unlink(missing_ok=True)
 
 
-def _compile(compiler: str, flags: list[str], source: str, library: Path) -> None:
+def _digest(library: Path) -> str:
+    return hashlib.sha256(library.read_bytes()).hexdigest()[:16]
+
+
+def _open(library: Path) -> ctypes.CDLL:
+    """Load a library whose name ends in its digest: one that was cut short would end the process with a signal."""
+    if not library.stem.endswith(_digest(library)):
+        raise OSError("it is damaged")
+    return ctypes.CDLL(str(library))
+
+
+def _compile(compiler: str, flags: list[str], source: str, folder: Path, stem: str) -> Path:
     """Compile in a folder of its own, then move the library into the cache in one step."""
-    with tempfile.TemporaryDirectory(dir=library.parent, prefix="build-") as build:
+    with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as build:
         code, compiled, made = Path(build, "kernel.c"), Path(build, "kernel.o"), Path(build, "kernel.so")
         code.write_text(source, encoding="ascii")
         for command in (
@@ -167,4 +197,6 @@ def _compile(compiler: str, flags: list[str], source: str, library: Path) -> Non
             if done.returncode != 0:
                 tail = "\n".join(done.stderr.strip().splitlines()[-5:])
                 raise KernelError(f"{' '.join(command)} failed:\n{tail}")
+        library = folder / f"{stem}-{_digest(made)}.so"
         os.replace(made, library)
+        return library

@@ -2,70 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
-import logging
-from collections.abc import Iterator
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from forcefield_ml.kernels.compiler import KernelError, load
-from forcefield_ml.kernels.source import convolution_source, make_path, weight_order
-from forcefield_ml.nn.spherical import clebsch_gordan
-
-logger = logging.getLogger(__name__)
+from forcefield_ml.kernels.compiler import load, pointers
+from forcefield_ml.kernels.source import Path, convolution_source, make_path, weight_order
 
 N_NODES = 1024
 """Rows of a table of radial weights. Cubic interpolation between them is right to about 1e-6 of the largest weight for
 32 Gaussians, see docs/decisions/0015-kernels.md."""
 
+MAX_PLACES = 4096
+"""Of a row: what a thread must know of its neighbours lies on the stack, which has room for some megabytes."""
+
 TABLE_SCALE = 0.15**2
 """nm²: a in u = a / (a + r²), the table's variable. It resolves distances as exp(-5 r) does, without an exponential."""
-
-_switch: ContextVar[bool] = ContextVar("compiled_kernels", default=True)
-
-
-@contextlib.contextmanager
-def plain_form() -> Iterator[None]:
-    """Within this context everything runs in plain PyTorch, compiled kernels or not."""
-    token = _switch.set(False)
-    try:
-        yield
-    finally:
-        _switch.reset(token)
-
-
-def serves(vectors: Tensor) -> bool:
-    """Return whether compiled kernels are made for these vectors between atoms: float32, on the CPU, no gradient.
-
-    A gradient in the positions is left to the plain form.
-    """
-    return (
-        _switch.get()
-        and vectors.device.type == "cpu"
-        and vectors.dtype == torch.float32
-        and not vectors.requires_grad
-        and type(vectors) is Tensor
-        and not torch.compiler.is_compiling()
-        and not torch._C._functorch.is_functorch_wrapped_tensor(vectors)
-        and compiler_works()
-    )
-
-
-@functools.cache
-def compiler_works() -> bool:
-    """Return whether kernels can be compiled here; says once why not."""
-    try:
-        load("int answer(void) { return 42; }\n", "probe")
-    except KernelError as error:
-        logger.warning("no compiled kernels, the plain PyTorch form serves and is slower: %s", error)
-        return False
-    return True
 
 
 @dataclass(frozen=True)
@@ -76,6 +33,8 @@ class Convolution:
     ----------
     paths
         (f, i, o) of each coupling.
+    couplings
+        Of each path, (2 f + 1) (2 i + 1) (2 o + 1) numbers, the output's component running fastest.
     n_channels
         C.
     filter_order, in_order, out_order
@@ -85,6 +44,7 @@ class Convolution:
     """
 
     paths: tuple[tuple[int, int, int], ...]
+    couplings: tuple[tuple[float, ...], ...]
     n_channels: int
     filter_order: int
     in_order: int
@@ -94,12 +54,22 @@ class Convolution:
     @property
     def scales(self) -> list[float]:
         """What each path's radial weights must be multiplied by: the kernel's couplings begin with 1."""
-        return [path.scale for path in _paths(self.paths)]
+        return [path.scale for path in _paths(self)]
 
     @property
     def order(self) -> list[int]:
         """Columns of path-major weights in the order in which the kernel wants them; see `source.weight_order`."""
         return weight_order(len(self.paths), self.n_channels)
+
+    def library(self, places: int) -> ctypes.CDLL:
+        """Return the kernel for rows of so many places; compiled at the first call for the next power of two.
+
+        Raises
+        ------
+        KernelError
+            If it cannot be compiled or loaded.
+        """
+        return _library(self, max(16, 1 << (max(places, 1) - 1).bit_length()))
 
     def __call__(
         self,
@@ -134,18 +104,27 @@ class Convolution:
         )
 
 
-@functools.cache
-def _paths(orders: tuple[tuple[int, int, int], ...]) -> list[Any]:
-    return [make_path(path, clebsch_gordan(*path).numpy()) for path in orders]
+def _paths(spec: Convolution) -> list[Path]:
+    return [
+        make_path((f, i, o), np.reshape(numbers, (2 * f + 1, 2 * i + 1, 2 * o + 1)))
+        for (f, i, o), numbers in zip(spec.paths, spec.couplings, strict=True)
+    ]
+
+
+_POINTER, _INTEGER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 
 @functools.cache
 def _library(spec: Convolution, width: int) -> ctypes.CDLL:
     source = convolution_source(
-        _paths(spec.paths), spec.n_channels, spec.filter_order, spec.in_order, spec.out_order, width, spec.kinds
+        _paths(spec), spec.n_channels, spec.filter_order, spec.in_order, spec.out_order, width, spec.kinds
     )
     library = load(source, f"convolution-{spec.filter_order}{spec.in_order}{spec.out_order}-{spec.n_channels}")
-    library.forward.restype = library.backward.restype = None
+    common: list[Any] = [*[_INTEGER] * 3, *[_POINTER] * 6, ctypes.c_int32, *[_FLOAT] * 3]
+    library.forward.argtypes = [*common, _POINTER, ctypes.c_int32]
+    library.forward.restype = _INTEGER
+    library.backward.argtypes = [*common, *[_POINTER] * 2, _INTEGER, _POINTER, _INTEGER, ctypes.c_int32]
+    library.backward.restype = None
     return library
 
 
@@ -154,7 +133,6 @@ def table_first(cutoff: float) -> float:
     return TABLE_SCALE / (TABLE_SCALE + cutoff**2) if cutoff > 0 else 0.0
 
 
-@functools.cache
 def table_distances(cutoff: float) -> Tensor:
     """Return the distances (n_nodes,) in nm, float32, at which a table's rows are evaluated.
 
@@ -164,32 +142,22 @@ def table_distances(cutoff: float) -> Tensor:
     return (TABLE_SCALE * (1.0 / u.clamp(min=1e-14) - 1.0)).clamp(min=0.0).sqrt().clamp(max=1e6).float()
 
 
-def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
-
-
-def _common(spec: Convolution, inputs: tuple[Any, ...]) -> list[Any]:
+def _common(features: Tensor | None, inputs: tuple[Any, ...], first: float, kinds: Tensor | None) -> list[Any]:
     """Return the arguments that both directions begin with."""
-    features, table, indices, vectors, mask, first, kinds = inputs
+    table, indices, vectors, mask = inputs
+    seen = features if kinds is None else kinds
+    assert seen is not None, "a convolution has features or kinds"
     return [
-        ctypes.c_int64(indices.shape[0]),
-        ctypes.c_int64(indices.shape[1]),
-        _pointer(features),
-        _pointer(table),
-        _pointer(indices),
-        _pointer(vectors),
-        _pointer(mask),
-        _pointer(kinds),
-        ctypes.c_int32(table.shape[-2]),
-        ctypes.c_float(first),
-        ctypes.c_float(1.0),
-        ctypes.c_float(TABLE_SCALE),
+        *indices.shape,
+        len(seen),
+        *([None] if features is None else pointers((features, torch.float32))),
+        *pointers((table, torch.float32), (indices, torch.int64), (vectors, torch.float32), (mask, torch.bool)),
+        *([None] if kinds is None else pointers((kinds, torch.int32))),
+        table.shape[-2],
+        first,
+        1.0,
+        TABLE_SCALE,
     ]
-
-
-def _width(places: int) -> int:
-    """Return for how many neighbours to compile: the next power of two, so that few libraries are made."""
-    return max(16, 1 << (max(places, 1) - 1).bit_length())
 
 
 class _Convolve(torch.autograd.Function):
@@ -206,30 +174,36 @@ class _Convolve(torch.autograd.Function):
         spec: Convolution,
     ) -> Tensor:
         features = None if features is None else features.contiguous()
-        inputs = (features, table.contiguous(), indices.contiguous(), vectors.contiguous(), mask.contiguous())
+        inputs = (table.contiguous(), indices.contiguous(), vectors.contiguous(), mask.contiguous())
         out = vectors.new_empty(indices.shape[0], (spec.out_order + 1) ** 2, spec.n_channels)
-        library = _library(spec, _width(indices.shape[1]))
-        library.forward(*_common(spec, (*inputs, first, kinds)), _pointer(out), ctypes.c_int32(torch.get_num_threads()))
-        ctx.save_for_backward(*inputs, kinds)
+        arguments = _common(features, inputs, first, kinds)
+        foreign = spec.library(indices.shape[1]).forward(*arguments, out.data_ptr(), torch.get_num_threads())
+        if foreign:
+            raise IndexError(
+                f"{foreign} rows of the neighbour matrix name atoms that have no features: an index is below 0, or not "
+                f"below {arguments[2]}, the number of atoms that have some. Give those of every atom that a row names"
+            )
+        ctx.save_for_backward(features, kinds, *inputs)
         ctx.first, ctx.spec = first, spec
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        *inputs, kinds = ctx.saved_tensors
-        features, table = inputs[0], inputs[1]
+        features, kinds, *inputs = ctx.saved_tensors
+        table, indices = inputs[:2]
+        gradient = gradient.contiguous()
         threads = torch.get_num_threads()
         for_table = table.new_zeros(threads, *table.shape)
         for_features = None if features is None else features.new_zeros(threads, *features.shape)
-        _library(ctx.spec, _width(inputs[2].shape[1])).backward(
-            *_common(ctx.spec, (*inputs, ctx.first, kinds)),
-            _pointer(gradient.contiguous()),
-            _pointer(for_features),
-            ctypes.c_int64(0 if features is None else features.numel()),
-            _pointer(for_table),
-            ctypes.c_int64(table.numel()),
-            ctypes.c_int32(threads),
+        ctx.spec.library(indices.shape[1]).backward(
+            *_common(features, inputs, ctx.first, kinds),
+            gradient.data_ptr(),
+            None if for_features is None else for_features.data_ptr(),
+            0 if features is None else features.numel(),
+            for_table.data_ptr(),
+            table.numel(),
+            threads,
         )
         total = None if for_features is None else for_features.sum(0)
         return total, for_table.sum(0), None, None, None, None, None, None

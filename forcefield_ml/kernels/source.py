@@ -167,22 +167,31 @@ typedef struct {{
 }} Row;
 
 static inline __attribute__((always_inline)) int read_row(
-    Row *restrict row, int64_t places, const int64_t *restrict indices, const float *restrict vectors,
-    const uint8_t *restrict mask, const int32_t *restrict kinds, int32_t n_nodes, float first, float last, float scale)
+    Row *restrict row, int64_t places, int64_t n_in, const int64_t *restrict indices, const float *restrict vectors,
+    const uint8_t *restrict mask, const int32_t *restrict kinds, int32_t n_nodes, float first, float last, float scale,
+    int64_t *restrict foreign)
 {{
     float x[WIDTH], y[WIDTH], zed[WIDTH];
     int count = 0;
+    uint64_t largest = 0;
     for (int64_t k = 0; k < places; k++) {{
         const float a = vectors[3 * k], b = vectors[3 * k + 1], c = vectors[3 * k + 2];
+        const uint64_t index = -(uint64_t)(mask[k] != 0) & (uint64_t)indices[k];
+        largest = index > largest ? index : largest;
         row->neighbour[count] = (int32_t)indices[k];
         x[count] = a; y[count] = b; zed[count] = c;
         count += mask[k] != 0;
+    }}
+    if (count && largest >= (uint64_t)n_in) {{ /* read nothing that is not there; below 0 is large, too */
+        ++*foreign;
+        return 0;
     }}
     const float per_cell = (float)(n_nodes - 1) / (last - first);
     for (int k = 0; k < count; k++) {{
         const float squared = x[k] * x[k] + y[k] * y[k] + zed[k] * zed[k];
         const float inverse = 1.0f / sqrtf(squared);
-        const float place = (scale / (scale + squared) - first) * per_cell;
+        float place = (scale / (scale + squared) - first) * per_cell;
+        place = place < 0.0f ? 0.0f : place; /* beyond the cutoff as at the cutoff; a NaN stays one */
         /* also for NaN, so that it is read, not dereferenced: the comparisons are false */
         const float low = place > 1.0f ? place - 1.0f : 0.0f;
         int32_t cell = (int32_t)(low < (float)(n_nodes - 4) ? low : (float)(n_nodes - 4));
@@ -256,28 +265,31 @@ static inline __attribute__((always_inline)) void backward_{lanes}(
 """
 
 TAIL = """\
-void forward(
-    int64_t n_out, int64_t places, const float *x, const float *table, const int64_t *indices, const float *vectors,
-    const uint8_t *mask, const int32_t *kinds, int32_t n_nodes, float first, float last, float scale, float *out,
-    int32_t threads)
+/* Returns how many rows name an atom that is none of the n_in; such rows come out as 0. */
+int64_t forward(
+    int64_t n_out, int64_t places, int64_t n_in, const float *x, const float *table, const int64_t *indices,
+    const float *vectors, const uint8_t *mask, const int32_t *kinds, int32_t n_nodes, float first, float last,
+    float scale, float *out, int32_t threads)
 {{
     (void)threads;
-#pragma omp parallel for schedule(dynamic, 32) num_threads(threads)
+    int64_t foreign = 0;
+#pragma omp parallel for schedule(dynamic, 32) num_threads(threads) reduction(+ : foreign)
     for (int64_t i = 0; i < n_out; i++) {{
         Row row;
-        const int count = read_row(&row, places, indices + i * places, vectors + 3 * i * places, mask + i * places,
-                                   kinds, n_nodes, first, last, scale);
+        const int count = read_row(&row, places, n_in, indices + i * places, vectors + 3 * i * places,
+                                   mask + i * places, kinds, n_nodes, first, last, scale, &foreign);
         float *restrict mine = out + i * {out_size};
         {call_forward}
     }}
+    return foreign;
 }}
 
 /* gradient_x and gradient_table hold one copy per thread, zero at the start; rows are dealt out in fixed shares, so
    that sums come out the same from run to run */
 void backward(
-    int64_t n_out, int64_t places, const float *x, const float *table, const int64_t *indices, const float *vectors,
-    const uint8_t *mask, const int32_t *kinds, int32_t n_nodes, float first, float last, float scale,
-    const float *gradient, float *gradient_x, int64_t x_size, float *gradient_table, int64_t table_size,
+    int64_t n_out, int64_t places, int64_t n_in, const float *x, const float *table, const int64_t *indices,
+    const float *vectors, const uint8_t *mask, const int32_t *kinds, int32_t n_nodes, float first, float last,
+    float scale, const float *gradient, float *gradient_x, int64_t x_size, float *gradient_table, int64_t table_size,
     int32_t threads)
 {{
 #pragma omp parallel for schedule(static, 1) num_threads(threads)
@@ -286,8 +298,9 @@ void backward(
         float *dx = gradient_x + share * x_size, *dt = gradient_table + share * table_size;
         for (int64_t i = begin; i < end; i++) {{
             Row row;
-            const int count = read_row(&row, places, indices + i * places, vectors + 3 * i * places, mask + i * places,
-                                       kinds, n_nodes, first, last, scale);
+            int64_t foreign = 0; /* refused by the forward pass */
+            const int count = read_row(&row, places, n_in, indices + i * places, vectors + 3 * i * places,
+                                       mask + i * places, kinds, n_nodes, first, last, scale, &foreign);
             const float *restrict mine = gradient + i * {out_size};
             {call_backward}
         }}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from forcefield_ml.graph.neighbour_matrix import NeighbourMatrix
 from forcefield_ml.graph.search import LIQUID_DENSITY
 from forcefield_ml.models.interface import Atoms, Capabilities, Features
-from forcefield_ml.nn.convolution import DenseConvolution, ElementConvolution
+from forcefield_ml.nn.convolution import DenseConvolution, ElementConvolution, kernels_of
 from forcefield_ml.nn.embedding import ElementOneHot
 from forcefield_ml.nn.linear import by_order
 from forcefield_ml.nn.normalisation import EquivariantNorm
@@ -110,10 +110,12 @@ class FastNetwork(nn.Module):
     def __init__(self, config: FastConfig):
         super().__init__()
         self.one_hot = ElementOneHot(list(config.elements), [])
-        self.geometry = PairGeometry(config.n_basis, config.cutoff, config.cutoff, config.filter_order)
         n_neighbours = LIQUID_DENSITY * 4.0 / 3.0 * math.pi * config.cutoff**3
         self.first = FirstLayer(config, n_neighbours)
         self.layers = nn.ModuleList([InteractionLayer(config, n_neighbours) for _ in range(config.n_layers - 1)])
+        self.geometry = PairGeometry(
+            config.n_basis, config.cutoff, config.cutoff, config.filter_order, kernels_of(self)
+        )
         self.n_scalars = config.n_channels
         self.n_vectors = config.n_channels
 

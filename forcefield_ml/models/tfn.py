@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from forcefield_ml.graph.neighbour_matrix import NeighbourMatrix
 from forcefield_ml.models.interface import Atoms, Capabilities, Features
-from forcefield_ml.nn.convolution import DenseConvolution
+from forcefield_ml.nn.convolution import DenseConvolution, kernels_of
 from forcefield_ml.nn.embedding import ElementOneHot
 from forcefield_ml.nn.linear import SelfInteraction
 from forcefield_ml.nn.nonlinearity import Gate
@@ -96,7 +96,6 @@ class TensorFieldNetwork(nn.Module):
         self.order = config.order
         self.one_hot = ElementOneHot(list(config.elements), list(config.silent_elements))
         self.embed = SelfInteraction(self.one_hot.n_features, config.channels[0], 0)
-        self.geometry = PairGeometry(config.n_basis, 0.8, 0.0, config.order)
         blocks = []
         in_channels, in_order = config.channels[0], 0
         for layer, out_channels in enumerate(config.channels):
@@ -107,6 +106,7 @@ class TensorFieldNetwork(nn.Module):
         # the first block mixes the one-hot itself: its leading self-interaction is the embedding
         blocks[0].before = nn.Identity()  # type: ignore[assignment]
         self.blocks = nn.ModuleList(blocks)
+        self.geometry = PairGeometry(config.n_basis, 0.8, 0.0, config.order, kernels_of(self))
         self.n_scalars = config.channels[-1]
         self.n_vectors = config.channels[-1] if config.order > 0 else 0
 

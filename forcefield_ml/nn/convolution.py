@@ -1,7 +1,7 @@
 """Equivariant convolutions on the dense neighbour matrix: plain, as batched products, and compiled."""
 
 import math
-from typing import Any, ClassVar, List, Optional, Tuple
+from typing import Any, Callable, ClassVar, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -20,27 +20,39 @@ class RadialTable:
     """Keeps the radial weights of a compiled convolution as long as the parameters they come from do not change."""
 
     def __init__(self) -> None:
-        self._made_of: Optional[Tuple[Any, ...]] = None
+        self._made_of: List[Tensor] = []
         self._table: Optional[Tensor] = None
 
-    def get(self, module: nn.Module, make: Any) -> Tensor:
-        """Return ``make()``, or what it gave before; with gradients it is made anew. In full precision always."""
+    def get(self, module: nn.Module, make: Callable[[], Tensor]) -> Tensor:
+        """Return ``make()``, or what it gave before; with gradients it is made anew. In full precision always.
+
+        Parameters are compared by their values: identity and version of a tensor do not tell of all changes.
+        """
         with torch.autocast("cpu", enabled=False):
             if torch.is_grad_enabled():
-                return make()  # type: ignore[no-any-return]
-            made_of = tuple((id(p), p._version, p.device) for p in module.parameters())
-            if self._table is None or made_of != self._made_of:
-                self._table, self._made_of = make(), made_of
+                return make()
+            parameters = list(module.parameters())
+            if self._table is None or not all(map(_same, parameters, self._made_of)):
+                self._made_of = [parameter.clone() for parameter in parameters]
+                self._table = make()
             return self._table
 
-    def __deepcopy__(self, memo: Any) -> "RadialTable":
-        return RadialTable()
+    def __reduce__(self) -> Tuple[Any, ...]:
+        return RadialTable, ()  # a copy makes its own
 
-    def __getstate__(self) -> None:
-        return None
 
-    def __setstate__(self, state: None) -> None:
-        self.__init__()  # type: ignore[misc]
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
+
+
+def _coupling_numbers(paths: Tuple[Tuple[int, int, int], ...]) -> Tuple[Tuple[float, ...], ...]:
+    return tuple(tuple(clebsch_gordan(*path).flatten().tolist()) for path in paths)
+
+
+def kernels_of(network: nn.Module) -> Tuple[kernels.Convolution, ...]:
+    """Return the kernels that a network's convolutions run in the compiled form."""
+    found = [part for part in network.modules() if isinstance(part, (DenseConvolution, ElementConvolution))]
+    return tuple(part._kernel for part in found)
 
 
 class DenseConvolution(nn.Module):
@@ -108,7 +120,9 @@ class DenseConvolution(nn.Module):
         self.register_buffer("couplings", couplings, persistent=False)  # float64, so that .double() is exact
         self.radial = RadialNetwork(n_basis, n_units)
         self.weights = nn.Parameter(torch.randn(len(paths), n_units, n_channels))
-        self._kernel = kernels.Convolution(paths, n_channels, filter_order, in_order, out_order)
+        self._kernel = kernels.Convolution(
+            paths, _coupling_numbers(paths), n_channels, filter_order, in_order, out_order
+        )
         self._radial_table = RadialTable()
         scales = torch.tensor(self._kernel.scales) * torch.tensor(norms)
         self.register_buffer("scales", scales[:, None, None], persistent=False)
@@ -196,7 +210,8 @@ class ElementConvolution(nn.Module):
         self.radial = RadialNetwork(n_basis, n_units)
         self.mix = SelfInteraction(n_units * n_elements, n_channels, 1)
         self.scale = n_neighbours**-0.5
-        self._kernel = kernels.Convolution(((0, 0, 0), (1, 0, 1)), n_channels, 1, 0, 1, kinds=True)
+        paths = ((0, 0, 0), (1, 0, 1))
+        self._kernel = kernels.Convolution(paths, _coupling_numbers(paths), n_channels, 1, 0, 1, kinds=True)
         self._radial_table = RadialTable()
         self.register_buffer("columns", torch.tensor(self._kernel.order), persistent=False)
 

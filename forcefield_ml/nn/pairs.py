@@ -1,6 +1,7 @@
 """What every layer needs of the pairs: radial basis, cutoff envelope, harmonics; or only where to look them up."""
 
-from typing import List, NamedTuple, Tuple
+from functools import partial
+from typing import ClassVar, List, NamedTuple, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -91,13 +92,24 @@ class PairGeometry(nn.Module):
         nm; 0 for a nearest-K graph, which has no smooth edge.
     order
         Largest order of the harmonics.
+    needed
+        Kernels that the network runs in the compiled form; where one of them cannot be had, the plain form serves.
     """
 
+    __jit_ignored_attributes__: ClassVar[List[str]] = ["_needed"]
     table_basis: Tensor
     table_envelope: Tensor
 
-    def __init__(self, n_basis: int, r_max: float, cutoff: float, order: int):
+    def __init__(
+        self,
+        n_basis: int,
+        r_max: float,
+        cutoff: float,
+        order: int,
+        needed: Tuple[kernels.Convolution, ...] = (),
+    ):
         super().__init__()
+        self._needed = needed
         self.basis = ExponentialNormalBasis(n_basis, r_max)
         self.cutoff = cutoff
         self.order = order
@@ -109,7 +121,7 @@ class PairGeometry(nn.Module):
     def forward(self, neighbours: NeighbourMatrix) -> Pairs:
         """Return the geometry of all rows."""
         if not torch.jit.is_scripting():
-            if kernels.serves(neighbours.vectors):
+            if self._compiled_serve(neighbours):
                 none = neighbours.vectors.new_zeros(0)
                 return Pairs(*neighbours, self.table_basis, self.table_envelope, none, self.cutoff, True)
         squared = neighbours.vectors.square().sum(-1)
@@ -128,3 +140,9 @@ class PairGeometry(nn.Module):
             self.cutoff,
             False,
         )
+
+    @torch.jit.unused
+    def _compiled_serve(self, neighbours: NeighbourMatrix) -> bool:
+        places = neighbours.indices.shape[1]
+        loads = [partial(kernel.library, places) for kernel in self._needed]
+        return places <= kernels.MAX_PLACES and kernels.serves(neighbours.vectors, *loads)

@@ -538,6 +538,19 @@ def test_spatial_order_is_local() -> None:
     assert steps < 0.3 * positions.diff(dim=0).norm(dim=1).mean()
 
 
+@pytest.mark.parametrize("kind", ["cutoff", "nearest"])
+def test_a_list_begun_in_inference_mode_goes_on_without(form: str, kind: str) -> None:
+    """What a call keeps may be written to later."""
+    positions, box = system("cubic")
+    neighbours = NeighbourList(kind, n_neighbours=20, cutoff=CUTOFF)
+    with torch.inference_mode():
+        neighbours(positions.clone(), box)
+    found = neighbours(positions + 1e-4 * torch.randn_like(positions), box)
+    assert not found.neighbours.vectors.is_inference()
+    neighbours(positions + 0.2 * torch.randn_like(positions), box)
+    assert neighbours.statistics.rebuilds == 2
+
+
 def resident(field: str) -> int:
     """Return this process's memory in bytes: VmRSS what it holds, VmHWM the most it has held."""
     status = Path("/proc/self/status").read_text()

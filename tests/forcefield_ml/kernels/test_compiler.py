@@ -61,11 +61,12 @@ def test_second_load_does_not_compile(cache: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_damaged_library_is_made_again(cache: Path) -> None:
-    """A file cut short in the cache costs a compilation, nothing else."""
+    """A file cut short in the cache costs a compilation, nothing else; loading half of one would be a bus error."""
     cache.mkdir(parents=True, mode=0o700)
     result = run(cache.parent)
     for library in cache.glob("*.so"):
-        library.write_bytes(library.read_bytes()[:100])
+        content = library.read_bytes()
+        library.write_bytes(content[: len(content) // 2])
     again = run(cache.parent)
     assert again.stdout == result.stdout
     assert "does not load" in again.stderr
@@ -95,8 +96,62 @@ def test_without_a_compiler_the_plain_form_serves(tmp_path: Path) -> None:
     assert not list((tmp_path / "two").glob("**/*.so"))
 
 
+ONLY_THE_PROBE = """#!/bin/sh
+case "$*" in *--version*) echo a compiler; exit;; esac
+for word in "$@"; do
+    case $word in *.c) grep -q NAME $word && { echo no space left >&2; exit 1; };; esac
+done
+exec cc "$@"
+"""
+
+
+@pytest.mark.parametrize("name", ["refresh_nearest", "read_row"])
+def test_a_kernel_that_fails_later_is_done_without(tmp_path: Path, name: str) -> None:
+    """What compiles at first need not later (a full disk): neighbours, or convolutions; forces come all the same."""
+    compiler_script = tmp_path / "compiler"
+    compiler_script.write_text(ONLY_THE_PROBE.replace("NAME", name))
+    compiler_script.chmod(0o700)
+    result = run(tmp_path / "cache", CC=str(compiler_script))
+    assert len(result.stdout.split()) == 9
+    assert result.stderr.count("the plain PyTorch form serves") == 1
+    assert "no space left" in result.stderr
+
+
+def test_a_user_without_a_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's user may have no home: no kernels then, and no other error."""
+
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("FORCEFIELD_ML_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(compiler.KernelError, match="set FORCEFIELD_ML_CACHE"):
+        compiler.cache_folder()
+
+
+def test_a_program_that_is_no_compiler_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that says no version, and one that cannot be run."""
+    for name, content in (("silent", "#!/bin/sh\n"), ("broken", "\x7fELF nonsense")):
+        program = tmp_path / name
+        program.write_text(content)
+        program.chmod(0o700)
+        monkeypatch.setenv("CC", str(program))
+        with pytest.raises(compiler.KernelError, match="no C compiler that works"):
+            compiler.find_compiler.__wrapped__()
+
+
+def test_kernels_know_nothing_of_graphs_and_networks() -> None:
+    """Layers: networks and graphs stand on kernels, not the other way round."""
+    code = "import sys, forcefield_ml.kernels; print([n for n in sys.modules if n.startswith('forcefield_ml.')])"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "forcefield_ml.kernels.source" in loaded
+    assert "forcefield_ml.nn" not in loaded
+    assert "forcefield_ml.graph" not in loaded
+
+
 def test_processes_may_compile_at_the_same_time(tmp_path: Path) -> None:
-    """Four processes that start with an empty cache all get the force, and leave whole libraries."""
+    """Three processes that start with an empty cache all get the force, and leave whole libraries."""
     command = [sys.executable, "-c", FORCE]
     environment = {**os.environ, "FORCEFIELD_ML_CACHE": str(tmp_path / "cache")}
     running = [

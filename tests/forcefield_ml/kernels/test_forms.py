@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from forcefield_ml import kernels
 from forcefield_ml.deploy.evaluator import Evaluator
@@ -132,6 +135,7 @@ def test_forms_train_the_same(name: str, system: str) -> None:
     neighbours = model.search()(positions, box)
     n_targets = max(1, len(species) * 3 // 4)
     single = neighbours._replace(vectors=neighbours.vectors.float())
+    assert kernels.serves(single.vectors)
     found = gradients(model, species, single, n_targets)
     expected = gradients(twin, species, neighbours, n_targets)
     largest = max(float(gradient.abs().max()) for gradient in expected.values())
@@ -210,3 +214,124 @@ def test_nan_comes_out_as_nan() -> None:
     with torch.no_grad():
         forces = prediction(model, species, neighbours._replace(vectors=vectors))
     assert bool(torch.isnan(forces[3]).all())
+
+
+def single_precision(model: Model, system: str) -> tuple[Tensor, NeighbourMatrix]:
+    """Return species and neighbours of a system as the compiled form takes them."""
+    species, positions, box = place(system)
+    neighbours = model.search()(positions, box)
+    return species, neighbours._replace(vectors=neighbours.vectors.float())
+
+
+def by_vector(model: Model) -> None:
+    """Change all parameters by putting others in their place."""
+    flat = torch.nn.utils.parameters_to_vector(model.parameters())
+    torch.nn.utils.vector_to_parameters(0.9 * flat, model.parameters())
+
+
+def by_data(model: Model) -> None:
+    """Change all parameters behind the back of automatic differentiation."""
+    for parameter in model.parameters():
+        parameter.data.mul_(0.9)
+
+
+def by_assignment(model: Model) -> None:
+    """Load other parameters in place of the old ones."""
+    scaled = {key: 0.9 * value if value.is_floating_point() else value for key, value in model.state_dict().items()}
+    model.load_state_dict(scaled, assign=True)
+
+
+@pytest.mark.parametrize("change", [by_vector, by_data, by_assignment])
+def test_tables_follow_the_parameters(change: Callable[[Model], None]) -> None:
+    """However parameters are changed, the next prediction is made with the new ones."""
+    model = network("fast")
+    species, neighbours = single_precision(model, "open")
+    with torch.no_grad():
+        before = prediction(model, species, neighbours)
+        change(model)
+        compiled = prediction(model, species, neighbours)
+        with kernels.plain_form():
+            plain = prediction(model, species, neighbours)
+    assert largest_difference(before, plain) > 10 * FLOAT32
+    assert largest_difference(compiled, plain) < 2 * FLOAT32
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_of_a_used_model_work(again: Callable[[Model], Model]) -> None:
+    """A model whose tables are made can be copied and pickled; the copy makes its own."""
+    model = network("fast")
+    species, neighbours = single_precision(model, "open")
+    with torch.no_grad():
+        expected = prediction(model, species, neighbours)
+        assert torch.equal(prediction(again(model), species, neighbours), expected)
+
+
+def test_a_model_made_in_inference_mode_works() -> None:
+    """Its parameters count no versions."""
+    model = network("fast")
+    species, neighbours = single_precision(model, "open")
+    with torch.inference_mode():
+        twin = build(model.config).eval()
+        twin.load_state_dict(model.state_dict())
+        assert torch.equal(prediction(twin, species, neighbours), prediction(model, species, neighbours))
+
+
+@pytest.mark.parametrize("name", ["fast", "tfn-1"])
+def test_a_matrix_not_made_by_a_search_serves(name: str) -> None:
+    """Empty places inside rows, whatever stands in them, and neighbours beyond the cutoff mean the same to both."""
+    model = network(name)
+    species, neighbours = single_precision(model, "open")
+    neighbours.vectors[::2, 0] *= 8.0 / (1.0 + neighbours.vectors[::2, 0].norm(dim=-1, keepdim=True))
+    neighbours.mask[:, 1::3] = False
+    foreign = torch.where(neighbours.mask, neighbours.indices, -7)
+    with torch.no_grad():
+        compiled = prediction(model, species, neighbours._replace(indices=foreign))
+        with kernels.plain_form():
+            plain = prediction(model, species, neighbours)
+    assert largest_difference(compiled, plain) < 2 * FLOAT32
+
+
+@pytest.mark.parametrize("index", [-1, 60, 2**32 + 1])
+@pytest.mark.parametrize("name", ["fast", "tfn-1"])
+def test_an_index_without_an_atom_is_refused(name: str, index: int) -> None:
+    """What lies beside the features is never read."""
+    model = network(name)
+    species, neighbours = single_precision(model, "open")
+    neighbours.indices[7, 0] = index
+    with torch.no_grad(), pytest.raises(IndexError, match="1 rows of the neighbour matrix"):
+        prediction(model, species, neighbours)
+
+
+def test_indices_of_another_type_are_refused() -> None:
+    """Compiled code would take two int32 for one index."""
+    model = network("fast")
+    species, neighbours = single_precision(model, "open")
+    with torch.no_grad(), pytest.raises(TypeError, match="int64"):
+        prediction(model, species, neighbours._replace(indices=neighbours.indices.int()))
+
+
+def test_rows_too_long_for_the_stack_are_left_to_the_plain_form() -> None:
+    """Tens of thousands of places would overflow it, which ends a process."""
+    model = network("fast")
+    _, neighbours = single_precision(model, "three atoms")
+    for places, expected in ((kernels.MAX_PLACES, True), (kernels.MAX_PLACES + 1, False)):
+        padding = [0, places - neighbours.mask.shape[1]]
+        wide = [nn.functional.pad(part, [0] * 2 * (part.dim() - 2) + padding) for part in neighbours]
+        assert model.backbone.geometry(NeighbourMatrix(*wide)).tabulated == expected
+
+
+def test_transforms_and_recordings_take_the_plain_form() -> None:
+    """torch.func and torch.jit.trace cannot look into compiled code."""
+    model = network("fast")
+    species, neighbours = single_precision(model, "open")
+
+    def loss(parameters: dict[str, Tensor]) -> Tensor:
+        sizes = whole(len(species), model.capabilities.n_layers)
+        found = torch.func.functional_call(model, parameters, (Atoms(species), neighbours, sizes))
+        return found.forces.square().sum()
+
+    found = torch.func.grad(loss)({key: value.detach() for key, value in model.named_parameters()})
+    loss(dict(model.named_parameters())).backward()
+    largest = max(float(value.grad.abs().max()) for value in model.parameters())
+    for key, parameter in model.named_parameters():
+        assert float((found[key] - parameter.grad).abs().max()) < 1e-4 * largest, key
