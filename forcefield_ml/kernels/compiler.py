@@ -30,6 +30,16 @@ OPTIMISE = (
 """No ``-ffinite-math-only``: a NaN must come out as one. No ``-ffast-math`` when linking: it would change the way the
 whole process treats denormal numbers."""
 
+OPENMP = """\
+int sum(int n)
+{
+    int total = 0;
+#pragma omp parallel for reduction(+ : total)
+    for (int i = 0; i < n; i++) total += i;
+    return total;
+}
+"""
+
 SECONDS = 300.0
 """After which a compiler that does not answer is given up."""
 
@@ -103,11 +113,24 @@ def processor() -> str:
     return "\n".join([platform.machine(), *lines[:2]])
 
 
-def load(source: str, name: str) -> ctypes.CDLL:
-    """Compile C source, or find it compiled, and load it.
+@functools.cache
+def openmp_flags() -> tuple[str, ...]:
+    """Return what makes the compiler heed OpenMP's pragmas; nothing where its libraries do not load beside torch.
 
     OpenMP's calls are left to be resolved by the runtime that torch has loaded: a second one beside it would fight
-    with torch's threads for the cores. Where that fails, the library is compiled for one thread.
+    with torch's threads for the cores.
+    """
+    flags = ("-fopenmp",)
+    try:
+        _load(OPENMP, "openmp", flags)
+    except KernelError as error:
+        logger.info("compiled kernels will run in one thread: OpenMP cannot be used here (%s)", error)
+        return ()
+    return flags
+
+
+def load(source: str, name: str) -> ctypes.CDLL:
+    """Compile C source, or find it compiled, and load it.
 
     Parameters
     ----------
@@ -126,30 +149,35 @@ def load(source: str, name: str) -> ctypes.CDLL:
     KernelError
         If there is no compiler, or it fails.
     """
+    return _load(source, name, openmp_flags())
+
+
+def _load(source: str, name: str, threads: tuple[str, ...]) -> ctypes.CDLL:
     folder = cache_folder()
     compiler, version = find_compiler()
-    for threads in (["-fopenmp"], []):
-        flags = [*OPTIMISE, *threads]
-        key = hashlib.sha256("\0".join([source, *flags, version, processor()]).encode()).hexdigest()
-        stem = f"{name}-{key[:24]}"
-        for library in folder.glob(f"{stem}-*.so"):
-            try:
-                return _open(library)
-            except OSError as error:  # damaged, or made where another runtime was loaded
-                logger.warning("the cached kernel %s does not load (%s); compiling it again", library, error)
-                with contextlib.suppress(OSError):
-                    library.unlink()
-        begin = time.perf_counter()
+    flags = [*OPTIMISE, *threads]
+    key = hashlib.sha256("\0".join([source, *flags, version, processor()]).encode()).hexdigest()
+    stem = f"{name}-{key[:24]}"
+    for library in folder.glob(f"{stem}-*.so"):
         try:
-            loaded = _open(_compile(compiler, flags, source, folder, stem))
-        except (KernelError, OSError) as error:
-            if not threads:
-                raise KernelError(f"kernel {name}: {error}") from None
-            logger.info("kernel %s: OpenMP cannot be used here (%s)", name, error)
-            continue
-        logger.info("kernel %s compiled by %s in %.1f s", name, version, time.perf_counter() - begin)
-        return loaded
-    raise AssertionError("unreachable: the loop returns or raises")
+            return _open(library)
+        except OSError as error:  # damaged, or made where another runtime was loaded
+            logger.warning("the cached kernel %s does not load (%s); compiling it again", library, error)
+            with contextlib.suppress(OSError):
+                library.unlink()
+    begin = time.perf_counter()
+    try:
+        library = _compile(compiler, flags, source, folder, stem)
+    except (KernelError, OSError) as error:
+        raise KernelError(f"kernel {name}: {error}") from None
+    try:
+        loaded = _open(library)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            library.unlink()
+        raise KernelError(f"kernel {name} does not load: {error}") from None
+    logger.info("kernel %s compiled by %s in %.1f s", name, version, time.perf_counter() - begin)
+    return loaded
 
 
 def pointers(*expected: tuple[Tensor, torch.dtype]) -> list[int]:

@@ -84,7 +84,8 @@ def test_a_compiler_error_is_told(cache: Path) -> None:
     """The message has the compiler's own words."""
     with pytest.raises(compiler.KernelError, match=r"kernel probe: .*failed"):
         compiler.load("int twice(int n) { return 2 * m; }\n", "probe")
-    assert not list(cache.glob("*"))
+    assert not list(cache.glob("probe-*"))
+    assert not list(cache.glob("build-*"))
 
 
 def test_without_a_compiler_the_plain_form_serves(tmp_path: Path) -> None:
@@ -115,6 +116,30 @@ def test_a_kernel_that_fails_later_is_done_without(tmp_path: Path, name: str) ->
     assert len(result.stdout.split()) == 9
     assert result.stderr.count("the plain PyTorch form serves") == 1
     assert "no space left" in result.stderr
+
+
+OPENMP_OF_ANOTHER = """#!/bin/sh
+case "$*" in *--version*) echo a compiler; exit;; esac
+echo "$*" >> LOG
+case "$*" in *-fopenmp*) for word in "$@"; do
+    case $word in *.c) echo 'int foreign_runtime(void); int needs(void) { return foreign_runtime(); }' >> $word;; esac
+done;; esac
+exec cc "$@"
+"""
+
+
+def test_without_a_common_openmp_one_thread_serves(tmp_path: Path) -> None:
+    """Where OpenMP of the compiler does not load beside torch, kernels go without, and later starts know it."""
+    log, compiler_script = tmp_path / "log", tmp_path / "compiler"
+    compiler_script.write_text(OPENMP_OF_ANOTHER.replace("LOG", str(log)))
+    compiler_script.chmod(0o700)
+    first = run(tmp_path / "cache", CC=str(compiler_script))
+    log.unlink()
+    second = run(tmp_path / "cache", CC=str(compiler_script))
+    assert first.stdout == second.stdout
+    assert "OpenMP cannot be used here" in second.stderr
+    assert "WARNING" not in first.stderr + second.stderr
+    assert log.read_text().count("kernel.c") == 1  # the attempt, of a few lines
 
 
 def test_a_user_without_a_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
