@@ -31,7 +31,7 @@ class Evaluator:
     Raises
     ------
     ConfigError
-        If the model's weights are neither float32 nor float64.
+        If the model's weights are neither float32 nor float64, or it is in training mode.
 
     Attributes
     ----------
@@ -42,6 +42,10 @@ class Evaluator:
     def __init__(self, model: Model, species: Tensor, targets: Tensor | None = None, skin: float | None = None):
         can = model.capabilities
         dtype = next(model.parameters()).dtype
+        if model.training:
+            raise ConfigError(
+                "the model is in training mode: its forces would depend on all atoms, and change it; call model.eval()"
+            )
         if dtype not in (torch.float32, torch.float64):
             raise ConfigError(
                 f"the model's weights are {dtype}; a force needs torch.float32 (fast) or torch.float64: model.float()"
@@ -66,8 +70,10 @@ class Evaluator:
         Raises
         ------
         ValueError
-            If positions are not finite or the box is lower than twice the cutoff.
+            If there are not as many positions as species, some are not finite, or the box is lower than twice the cutoff.
         """
+        if len(positions) != len(self._species):
+            raise ValueError(f"there are positions of {len(positions)} atoms, but the species of {len(self._species)}")
         with torch.no_grad():
             found = self.neighbour_list(positions, box)
             if self._atoms is None or self._searches != self.neighbour_list.statistics.rebuilds:

@@ -48,6 +48,19 @@ def test_weights_of_half_precision(model: Model, dtype: torch.dtype) -> None:
         Evaluator(model.to(dtype), torch.tensor([1, 8, 1]))
 
 
+def test_a_model_in_training_mode(model: Model) -> None:
+    """Its normalisation would take the system for a batch, and learn from it."""
+    with pytest.raises(ConfigError, match=r"call model\.eval"):
+        Evaluator(model.train(), torch.tensor([1, 8, 1]))
+
+
+def test_positions_of_another_number_of_atoms(model: Model) -> None:
+    """More atoms than species, and fewer."""
+    for n_atoms in (2, 4):
+        with pytest.raises(ValueError, match=f"positions of {n_atoms} atoms, but the species of 3"):
+            Evaluator(model, torch.tensor([1, 8, 1]))(0.1 * torch.eye(4, 3)[:n_atoms])
+
+
 @pytest.mark.parametrize("device", ["mps", "banana", "cuda:99"])
 def test_a_device_that_is_not_there(device: str) -> None:
     """The message says which there are; a model file is not blamed."""
