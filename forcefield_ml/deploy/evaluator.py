@@ -70,7 +70,7 @@ class Evaluator:
         Raises
         ------
         ValueError
-            If there are not as many positions as species, some are not finite, or the box is lower than twice the cutoff.
+            If positions are not finite or not as many as species, or the box is lower than twice the cutoff.
         """
         if len(positions) != len(self._species):
             raise ValueError(f"there are positions of {len(positions)} atoms, but the species of {len(self._species)}")
