@@ -131,7 +131,8 @@ class BoundForce(nn.Module):
                         "the model has no energy, so no barostat can act on it: run at constant volume, or bind the "
                         "model again to a topology with the box you want"
                     )
-        prediction = self.model(self.species, positions[self.inputs], box, self.targets)
+        with torch.no_grad():  # forces come out of the model; TorchForce would record a graph for nothing
+            prediction = self.model(self.species, positions[self.inputs], box, self.targets)
         found = prediction.forces
         if found is None:
             raise ValueError("the model returned no forces")

@@ -2,11 +2,19 @@
 
 from forcefield_ml.kernels.choice import plain_form, serves
 from forcefield_ml.kernels.compiler import KernelError
-from forcefield_ml.kernels.convolution import MAX_PLACES, N_NODES, Convolution, table_distances, table_first
+from forcefield_ml.kernels.convolution import (
+    MAX_PLACES,
+    N_NODES,
+    TABLE_SCALE,
+    Convolution,
+    table_distances,
+    table_first,
+)
 
 __all__ = [
     "MAX_PLACES",
     "N_NODES",
+    "TABLE_SCALE",
     "Convolution",
     "KernelError",
     "plain_form",

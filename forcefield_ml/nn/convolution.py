@@ -8,12 +8,16 @@ from torch import Tensor, nn
 
 from forcefield_ml import kernels
 from forcefield_ml.nn.linear import SelfInteraction
-from forcefield_ml.nn.pairs import Pairs
+from forcefield_ml.nn.pairs import Pairs, chunks
+from forcefield_ml.nn.products import coupling_numbers, look_up, tensor_products, vector_products
 from forcefield_ml.nn.radial import RadialNetwork
-from forcefield_ml.nn.spherical import clebsch_gordan, coupling_paths
+from forcefield_ml.nn.spherical import coupling_paths
 
-CHUNK = 512
-"""Atoms per batched product: their neighbours' features stay in the processor's cache."""
+CHUNK = 64
+"""Atoms per batched product on the CPU: what is computed for their neighbours stays in the processor's cache."""
+
+CUDA_CHUNK = 4096
+"""The same on a GPU, where a chunk is to fill the device and only memory sets a limit."""
 
 
 class RadialTable:
@@ -45,10 +49,6 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return one.dtype == other.dtype and torch.equal(one, other)
 
 
-def _coupling_numbers(paths: Tuple[Tuple[int, int, int], ...]) -> Tuple[Tuple[float, ...], ...]:
-    return tuple(tuple(clebsch_gordan(*path).flatten().tolist()) for path in paths)
-
-
 def kernels_of(network: nn.Module) -> Tuple[kernels.Convolution, ...]:
     """Return the kernels that a network's convolutions run in the compiled form."""
     found = [part for part in network.modules() if isinstance(part, (DenseConvolution, ElementConvolution))]
@@ -61,9 +61,9 @@ class DenseConvolution(nn.Module):
     V_i,c^o = K^-1/2 sum_j sum_{f,i} R_c^{f,i,o}(r_ij) C^{f,i,o} Y^f(r_ij) (x) V_j,c^i, with R linear in the units of a
     `RadialNetwork`: R_c = sum_h W_hc H_h.
 
-    Plain form: the sum over neighbours is taken first, of the products H_h Y_m x_m',c, as one matrix product per
-    atom; weights and couplings then act once per atom instead of once per pair, and nothing of size pairs x channels x
-    paths exists. Compiled form (`kernels`): pair by pair, R from a table.
+    Plain form: weight times feature for each pair, path and component of the input, in chunks of atoms that fit the
+    processor's cache, then one batched product per input and output order with the coupled harmonics, over all
+    neighbours. Compiled form (`kernels`): pair by pair, R from a table.
 
     Features are packed as (n, (L + 1)^2, C): all orders up to L with the same number of channels.
 
@@ -87,6 +87,8 @@ class DenseConvolution(nn.Module):
 
     couplings: Tensor
     scales: Tensor
+    combine: Tensor
+    inputs: List[Tuple[int, int, int]]
     columns: Tensor
     __jit_ignored_attributes__: ClassVar[List[str]] = ["_kernel", "_radial_table"]
 
@@ -104,24 +106,22 @@ class DenseConvolution(nn.Module):
         super().__init__()
         self.n_channels = n_channels
         self.n_units = n_units
-        self.chunk = CHUNK
+        self.chunk, self.cuda_chunk = CHUNK, CUDA_CHUNK
         self.filter_size = (filter_order + 1) ** 2
         self.in_size = (in_order + 1) ** 2
         self.out_size = (out_order + 1) ** 2
         paths = coupling_paths(filter_order, in_order, out_order, parity)
-        couplings = torch.zeros(len(paths), self.filter_size, self.in_size, self.out_size, dtype=torch.float64)
-        norms = []
-        for index, (f, i, o) in enumerate(paths):
-            n_into = sum(1 for path in paths if path[2] == o)
-            norms.append(1 / math.sqrt(n_into * n_units * n_neighbours))
-            couplings[index, f * f : (f + 1) ** 2, i * i : (i + 1) ** 2, o * o : (o + 1) ** 2] = (
-                clebsch_gordan(f, i, o) * norms[-1]
-            )
-        self.register_buffer("couplings", couplings, persistent=False)  # float64, so that .double() is exact
+        norms = [1 / math.sqrt(sum(1 for path in paths if path[2] == o) * n_units * n_neighbours) for _, _, o in paths]
+        # scalars and vectors alone need no tensors, see _vectors; any other orders take the general product
+        self.only_vectors = in_order == 1 and out_order == 1 and parity == "O3"
+        make = vector_products if self.only_vectors else tensor_products
+        self.inputs, combine, couplings = make(paths, norms, self.filter_size, self.out_size)
+        self.register_buffer("combine", combine, persistent=False)  # float64, so that .double() is exact
+        self.register_buffer("couplings", couplings, persistent=False)
         self.radial = RadialNetwork(n_basis, n_units)
         self.weights = nn.Parameter(torch.randn(len(paths), n_units, n_channels))
         self._kernel = kernels.Convolution(
-            paths, _coupling_numbers(paths), n_channels, filter_order, in_order, out_order
+            paths, coupling_numbers(paths), n_channels, filter_order, in_order, out_order
         )
         self._radial_table = RadialTable()
         scales = torch.tensor(self._kernel.scales) * torch.tensor(norms)
@@ -139,37 +139,76 @@ class DenseConvolution(nn.Module):
             With harmonics up to at least the filter's order in the plain form.
         """
         if not torch.jit.is_scripting():
-            if pairs.tabulated:
+            if pairs.compiled:
                 return self._compiled(features, pairs)
         return self._plain(features, pairs)
 
     def _plain(self, features: Tensor, pairs: Pairs) -> Tensor:
         n_out, n_neighbours = pairs.indices.shape
-        units = self.radial(pairs.basis, pairs.envelope)
-        harmonics = pairs.harmonics[:, : self.filter_size]
-        # (C, units * filter_size * in_size, out_size): weights and couplings act as one matrix per channel
-        mixing = torch.einsum("phc,pfio->chfio", self.weights, self.couplings.to(self.weights.dtype)).reshape(
-            self.n_channels, self.n_units * self.filter_size * self.in_size, self.out_size
+        n_channels = self.n_channels
+        if n_out == 0:
+            return features.new_zeros(0, self.out_size, n_channels)
+        # (units, columns): what makes the weights of each pair, one column for each product and channel
+        mixing = torch.einsum("qp,phc->hqc", self.combine.to(self.weights.dtype), self.weights).reshape(
+            self.n_units, -1
         )
-        flat = features.reshape(features.shape[0], self.in_size * self.n_channels)
+        units = self.radial(pairs.basis, pairs.envelope).transpose(1, 2)  # of each pair, or of a table's nodes
+        table = torch.matmul(units[0], mixing) if pairs.tabulated else mixing
+        flat = features.reshape(features.shape[0], self.in_size * n_channels)
         results: List[Tensor] = []
-        for start in range(0, n_out, self.chunk):
-            stop = min(start + self.chunk, n_out)
+        for start, stop in chunks(n_out, False, self.cuda_chunk if features.is_cuda else self.chunk):
             size = stop - start
-            seen = flat.index_select(0, pairs.indices[start:stop].reshape(-1)).view(size, n_neighbours, -1)
-            filters = (units[start:stop, :, None, :] * harmonics[start:stop, None, :, :]).reshape(
-                size, self.n_units * self.filter_size, n_neighbours
-            )
-            summed = torch.bmm(filters, seen)  # (size, units * filter_size, in_size * C)
-            by_channel = (
-                summed.view(size, self.n_units * self.filter_size * self.in_size, self.n_channels)
-                .permute(2, 0, 1)
-                .contiguous()
-            )
-            results.append(torch.bmm(by_channel, mixing).permute(1, 2, 0))
-        if len(results) == 0:
-            return features.new_zeros(0, self.out_size, self.n_channels)
-        return torch.cat(results).contiguous()
+            seen = flat.index_select(0, pairs.indices[start:stop].reshape(-1))
+            seen = seen.view(size, n_neighbours, self.in_size, n_channels)
+            if pairs.tabulated:
+                radial = look_up(table, pairs.nodes[start:stop], pairs.shares[start:stop])
+            else:
+                radial = torch.matmul(units[start:stop], mixing)
+            radial = radial.view(size, n_neighbours, -1, n_channels)
+            harmonics = pairs.harmonics[start:stop, : self.filter_size]
+            if self.only_vectors:
+                results.append(self._vectors(radial, seen, harmonics))
+            else:
+                results.append(self._tensors(radial, seen, harmonics))
+        return torch.cat(results)
+
+    def _tensors(self, radial: Tensor, seen: Tensor, harmonics: Tensor) -> Tensor:
+        """Return the sum over neighbours (n, out_size, C), any orders.
+
+        Parameters
+        ----------
+        radial
+            (n, K, products, C), the weights of each pair.
+        seen
+            (n, K, in_size, C), the neighbours' features.
+        harmonics
+            (n, filter_size, K).
+        """
+        size, n_channels = radial.shape[0], radial.shape[3]
+        by_pair = harmonics.transpose(1, 2).reshape(-1, self.filter_size)
+        widths = [(last - first) * (2 * i + 1) * self.out_size for i, first, last in self.inputs]
+        couplings = self.couplings.to(harmonics.dtype).split_with_sizes(widths, dim=1)
+        total = harmonics.new_zeros(0)
+        for index, (i, first, last) in enumerate(self.inputs):
+            angular = torch.mm(by_pair, couplings[index]).view(size, -1, self.out_size).transpose(1, 2)
+            weighted = radial[:, :, first:last, None] * seen[:, :, None, i * i : (i + 1) * (i + 1)]
+            weighted = weighted.view(size, -1, n_channels)  # (n, K * paths * (2 i + 1), C)
+            total = torch.bmm(angular, weighted) if index == 0 else torch.baddbmm(total, angular, weighted)
+        return total
+
+    def _vectors(self, radial: Tensor, seen: Tensor, harmonics: Tensor) -> Tensor:
+        """Return the same for scalars and vectors alone, by inner products with the direction."""
+        scalars, vectors = seen[:, :, 0], seen[:, :, 1:]
+        inner = vectors[:, :, 0] * harmonics[:, 1, :, None]
+        inner = torch.addcmul(inner, vectors[:, :, 1], harmonics[:, 2, :, None])
+        inner = torch.addcmul(inner, vectors[:, :, 2], harmonics[:, 3, :, None])
+        into_scalars = torch.addcmul(radial[:, :, 0] * scalars, radial[:, :, 1], inner)
+        along = radial[:, :, 2] * scalars
+        if self.filter_size > 4:
+            along = torch.addcmul(along, radial[:, :, 4], inner)
+        kept = (radial[:, :, 3:4] * vectors).sum(1)
+        into_vectors = torch.baddbmm(kept, harmonics[:, 1:4], along)
+        return torch.cat([into_scalars.sum(1, keepdim=True), into_vectors], dim=1)
 
     @torch.jit.unused
     def _compiled(self, features: Tensor, pairs: Pairs) -> Tensor:
@@ -211,7 +250,7 @@ class ElementConvolution(nn.Module):
         self.mix = SelfInteraction(n_units * n_elements, n_channels, 1)
         self.scale = n_neighbours**-0.5
         paths = ((0, 0, 0), (1, 0, 1))
-        self._kernel = kernels.Convolution(paths, _coupling_numbers(paths), n_channels, 1, 0, 1, kinds=True)
+        self._kernel = kernels.Convolution(paths, coupling_numbers(paths), n_channels, 1, 0, 1, kinds=True)
         self._radial_table = RadialTable()
         self.register_buffer("columns", torch.tensor(self._kernel.order), persistent=False)
 
@@ -226,23 +265,41 @@ class ElementConvolution(nn.Module):
             With harmonics up to at least order 1 in the plain form.
         """
         if not torch.jit.is_scripting():
-            if pairs.tabulated:
+            if pairs.compiled:
                 return self._compiled(one_hot, pairs)
         return self._plain(one_hot, pairs)
 
     def _plain(self, one_hot: Tensor, pairs: Pairs) -> Tensor:
         n_out, n_neighbours = pairs.indices.shape
+        if pairs.tabulated:
+            table = self._table(pairs)
+            n_nodes = table.shape[1]
+            kinds = one_hot.argmax(1).to(torch.int32) * n_nodes
+            nodes = (pairs.nodes + kinds.index_select(0, pairs.indices.reshape(-1)).view(n_out, n_neighbours, 1)).view(
+                n_out, 4 * n_neighbours
+            )
+            components: List[Tensor] = []
+            for component in range(4):
+                order = min(component, 1)
+                shares = (pairs.shares * pairs.harmonics[:, component, :, None]).view(n_out, 4 * n_neighbours)
+                components.append(look_up(table[..., order, :].reshape(-1, self.n_channels), nodes, shares))
+            return torch.stack(components, dim=1) + nn.functional.pad(self.mix.bias[None], [0, 0, 0, 3])
         units = self.radial(pairs.basis, pairs.envelope) * self.scale
         filters = (units[:, None, :, :] * pairs.harmonics[:, :4, None, :]).view(n_out, -1, n_neighbours)
         seen = one_hot.index_select(0, pairs.indices.reshape(-1)).view(n_out, n_neighbours, self.n_elements)
         return self.mix(torch.bmm(filters, seen).view(n_out, 4, self.n_units * self.n_elements))
 
+    def _table(self, pairs: Pairs) -> Tensor:
+        """Return the radial weights (Z, nodes, 2, C) of each element, order and channel at a table's nodes."""
+        units = self.radial(pairs.basis, pairs.envelope)[0] * self.scale  # (units, nodes)
+        weights = self.mix.weights.view(2, self.n_channels, self.n_units, self.n_elements).permute(3, 2, 0, 1)
+        table = torch.matmul(units.transpose(0, 1), weights.reshape(self.n_elements, self.n_units, -1))
+        return table.view(self.n_elements, -1, 2, self.n_channels)
+
     @torch.jit.unused
     def _compiled(self, one_hot: Tensor, pairs: Pairs) -> Tensor:
         def make() -> Tensor:
-            units = self.radial(pairs.basis, pairs.envelope)[0] * self.scale  # (units, nodes)
-            weights = self.mix.weights.view(2, self.n_channels, self.n_units, self.n_elements).permute(3, 2, 0, 1)
-            return torch.matmul(units.T, weights.reshape(self.n_elements, self.n_units, -1)[:, :, self.columns])
+            return self._table(pairs).flatten(2)[:, :, self.columns]
 
         table = self._radial_table.get(self, make)
         kinds = one_hot.argmax(1).int()

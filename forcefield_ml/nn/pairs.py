@@ -15,9 +15,9 @@ from forcefield_ml.nn.spherical import spherical_harmonics
 class Pairs(NamedTuple):
     """Geometry of the leading n rows of a neighbour matrix.
 
-    In the plain form `basis`, `envelope` and `harmonics` hold a value for each pair. In the tabulated form the
-    compiled kernels work from the vectors: basis and envelope are those of a table's nodes, one row of
-    `kernels.N_NODES`, and there are no harmonics.
+    In the exact form `basis`, `envelope` and `harmonics` hold a value for each pair. In the tabulated form basis and
+    envelope are those of a table's nodes, one row of `kernels.N_NODES`, and each pair has its rows of the table and
+    their shares. The compiled kernels find these, and the harmonics, from the vectors.
 
     Attributes
     ----------
@@ -29,11 +29,16 @@ class Pairs(NamedTuple):
         (n, K), or (1, nodes): 1 for a neighbour, 0 for an empty place; falling smoothly to 0 at the cutoff if the
         graph has one.
     harmonics
-        (n, (order + 1)², K), or empty.
+        (n, (order + 1)², K); empty in the compiled form.
+    nodes, shares
+        (n, K, 4) int32 and (n, K, 4): rows of a table and what each counts, cubic interpolation; 0 for an empty place.
+        Both empty in the exact and the compiled form.
     cutoff
         nm; 0 for a nearest-K graph.
     tabulated
-        Which form this is.
+        Whether basis and envelope are those of a table's nodes.
+    compiled
+        Whether compiled kernels are to serve; tabulated too.
     """
 
     indices: Tensor
@@ -42,26 +47,34 @@ class Pairs(NamedTuple):
     basis: Tensor
     envelope: Tensor
     harmonics: Tensor
+    nodes: Tensor
+    shares: Tensor
     cutoff: float
     tabulated: bool
+    compiled: bool
 
 
 def rows(pairs: Pairs, start: int, stop: int) -> Pairs:
     """Return the rows from `start` up to, not including, `stop`."""
     if start == 0 and stop == pairs.indices.shape[0]:
         return pairs
-    indices, vectors, mask = pairs.indices[start:stop], pairs.vectors[start:stop], pairs.mask[start:stop]
-    if pairs.tabulated:
-        return Pairs(indices, vectors, mask, pairs.basis, pairs.envelope, pairs.harmonics, pairs.cutoff, True)
+    basis, envelope, harmonics, nodes, shares = pairs.basis, pairs.envelope, pairs.harmonics, pairs.nodes, pairs.shares
+    if not pairs.tabulated:
+        basis, envelope = basis[start:stop], envelope[start:stop]
+    if not pairs.compiled:
+        harmonics, nodes, shares = harmonics[start:stop], nodes[start:stop], shares[start:stop]
     return Pairs(
-        indices,
-        vectors,
-        mask,
-        pairs.basis[start:stop],
-        pairs.envelope[start:stop],
-        pairs.harmonics[start:stop],
+        pairs.indices[start:stop],
+        pairs.vectors[start:stop],
+        pairs.mask[start:stop],
+        basis,
+        envelope,
+        harmonics,
+        nodes,
+        shares,
         pairs.cutoff,
-        False,
+        pairs.tabulated,
+        pairs.compiled,
     )
 
 
@@ -113,6 +126,7 @@ class PairGeometry(nn.Module):
         self.basis = ExponentialNormalBasis(n_basis, r_max)
         self.cutoff = cutoff
         self.order = order
+        self.table_first, self.table_scale = kernels.table_first(cutoff), kernels.TABLE_SCALE
         distances = kernels.table_distances(cutoff)[None]
         envelope = torch.ones_like(distances) if cutoff == 0 else cosine_envelope(distances, cutoff)
         self.register_buffer("table_basis", self.basis(distances), persistent=False)
@@ -120,24 +134,36 @@ class PairGeometry(nn.Module):
 
     def forward(self, neighbours: NeighbourMatrix) -> Pairs:
         """Return the geometry of all rows."""
+        vectors, mask = neighbours.vectors, neighbours.mask
+        none = vectors.new_zeros(0)
         if not torch.jit.is_scripting():
             if self._compiled_serve(neighbours):
-                none = neighbours.vectors.new_zeros(0)
-                return Pairs(*neighbours, self.table_basis, self.table_envelope, none, self.cutoff, True)
-        squared = neighbours.vectors.square().sum(-1)
-        distances = torch.where(neighbours.mask, squared, torch.ones_like(squared)).sqrt()
-        envelope = neighbours.mask.to(distances.dtype)
-        if self.cutoff > 0.0:
-            envelope = envelope * cosine_envelope(distances, self.cutoff)
-        directions = neighbours.vectors / distances[:, :, None]
+                basis, envelope = self.table_basis, self.table_envelope
+                return Pairs(*neighbours, basis, envelope, none, none, none, self.cutoff, True, True)
+        squared = torch.where(mask, vectors.square().sum(-1), torch.ones_like(vectors[:, :, 0]))
+        distances = squared.sqrt()
+        harmonics = spherical_harmonics(vectors / distances[:, :, None], self.order)
+        # without gradients, in single precision, on the CPU: Gaussians and networks of each pair would take longer
+        tabulated = not torch.is_grad_enabled() and vectors.dtype == torch.float32 and not vectors.is_cuda
+        if tabulated:
+            nodes, shares = self._interpolation(squared, mask)
+            basis, envelope = self.table_basis, self.table_envelope
+        else:
+            nodes, shares = none[:, None], none[:, None]
+            basis, envelope = self.basis(distances), mask.to(distances.dtype)
+            if self.cutoff > 0.0:
+                envelope = envelope * cosine_envelope(distances, self.cutoff)
         return Pairs(
             neighbours.indices,
-            neighbours.vectors,
-            neighbours.mask,
-            self.basis(distances),
+            vectors,
+            mask,
+            basis,
             envelope,
-            spherical_harmonics(directions, self.order),
+            harmonics,
+            nodes,
+            shares,
             self.cutoff,
+            tabulated,
             False,
         )
 
@@ -146,3 +172,17 @@ class PairGeometry(nn.Module):
         places = neighbours.indices.shape[1]
         loads = [partial(kernel.library, places) for kernel in self._needed]
         return places <= kernels.MAX_PLACES and kernels.serves(neighbours.vectors, *loads)
+
+    def _interpolation(self, squared: Tensor, mask: Tensor) -> Tuple[Tensor, Tensor]:
+        """Return rows of a table and their shares, (n, K, 4) both, for squared distances; Lagrange's polynomials."""
+        n_nodes = self.table_basis.shape[2]
+        place = (self.table_scale / (self.table_scale + squared) - self.table_first) * (
+            (n_nodes - 1) / (1.0 - self.table_first)
+        )
+        place = place.clamp(min=0.0)
+        first = (place.to(torch.int32) - 1).clamp(min=0, max=n_nodes - 4)  # clamped as an integer: place may be NaN
+        t = place - first
+        one, two, three = t - 1.0, t - 2.0, t - 3.0
+        low, high = t * one * mask, two * three * mask
+        shares = torch.stack([one * high / -6.0, t * high / 2.0, low * three / -2.0, low * two / 6.0], dim=2)
+        return first[:, :, None] + torch.arange(4, dtype=torch.int32, device=first.device), shares

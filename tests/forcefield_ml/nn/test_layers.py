@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from e3nn import o3
+from torch import Tensor
 
-from forcefield_ml.nn.convolution import DenseConvolution
+from forcefield_ml import kernels
+from forcefield_ml.graph import NeighbourMatrix
+from forcefield_ml.nn.convolution import DenseConvolution, ElementConvolution
 from forcefield_ml.nn.linear import SelfInteraction
 from forcefield_ml.nn.normalisation import EquivariantNorm
-from forcefield_ml.nn.pairs import Pairs
+from forcefield_ml.nn.pairs import PairGeometry
 from forcefield_ml.nn.radial import cosine_envelope
 from forcefield_ml.nn.spherical import clebsch_gordan, coupling_paths, spherical_harmonics
 
@@ -29,28 +32,76 @@ def test_harmonics_are_e3nns() -> None:
     assert torch.allclose(spherical_harmonics(directions[:, None], 2)[:, :, 0], expected, atol=1e-12)
 
 
-@pytest.mark.parametrize("parity", ["O3", "SO3"])
-def test_convolution_is_the_sum_over_pairs(parity: str) -> None:
-    """The two batched products equal the tensor product summed pair by pair, path by path, by einsum."""
-    n, k, c, h = 7, 5, 3, 4
-    layer = DenseConvolution(c, 2, 2, 2, 6, h, k, parity)
-    features, basis = torch.randn(n, 9, c), torch.randn(n, 6, k)
-    harmonics, indices = torch.randn(n, 9, k), torch.randint(n, (n, k))
-    pairs = Pairs(indices, torch.zeros(n, k, 3), torch.ones(n, k) > 0, basis, torch.rand(n, k), harmonics, 0.0, False)
+CONVOLUTIONS = [(2, 2, 2, "O3"), (2, 2, 2, "SO3"), (1, 1, 1, "O3"), (1, 1, 1, "SO3"), (2, 1, 1, "O3"), (2, 0, 2, "O3")]
+"""Order of filter, input and output, and parity; scalars and vectors with parity have a form of their own."""
+
+
+def geometry_and_features(in_size: int) -> tuple[NeighbourMatrix, Tensor]:
+    """Return neighbours of 7 atoms, an empty place among them, and features with 3 channels."""
+    n, k = 7, 5
+    vectors = torch.nn.functional.normalize(torch.randn(n, k, 3), dim=-1) * (0.1 + 0.3 * torch.rand(n, k, 1))
+    mask = torch.ones(n, k) > 0
+    mask[2, 3:] = False
+    return NeighbourMatrix(torch.randint(n, (n, k)), vectors * mask[:, :, None], mask), torch.randn(n, in_size, 3)
+
+
+@pytest.mark.parametrize(("filter_order", "in_order", "out_order", "parity"), CONVOLUTIONS)
+def test_convolution_is_the_sum_over_pairs(filter_order: int, in_order: int, out_order: int, parity: str) -> None:
+    """The batched products equal the tensor product summed pair by pair, path by path, by einsum."""
+    h, k = 4, 5
+    layer = DenseConvolution(3, filter_order, in_order, out_order, 6, h, k, parity)
+    neighbours, features = geometry_and_features((in_order + 1) ** 2)
+    pairs = PairGeometry(6, 0.45, 0.45, 2)(neighbours)
     units = layer.radial(pairs.basis, pairs.envelope)
-    expected = torch.zeros(n, 9, c)
-    paths = coupling_paths(2, 2, 2, parity)
+    expected = torch.zeros(7, (out_order + 1) ** 2, 3)
+    paths = coupling_paths(filter_order, in_order, out_order, parity)
     for p, (lf, li, lo) in enumerate(paths):
         into = sum(1 for path in paths if path[2] == lo)
         coupling = clebsch_gordan(lf, li, lo) / (into * h * k) ** 0.5
-        for i in range(n):
+        for i in range(7):
             for slot in range(k):
                 radial = units[i, :, slot] @ layer.weights[p]  # (c,)
-                y = harmonics[i, lf * lf : (lf + 1) ** 2, slot]
-                x = features[indices[i, slot], li * li : (li + 1) ** 2]
+                y = pairs.harmonics[i, lf * lf : (lf + 1) ** 2, slot]
+                x = features[neighbours.indices[i, slot], li * li : (li + 1) ** 2]
                 product = torch.einsum("f,mc,fmo->oc", y, x, coupling)
                 expected[i, lo * lo : (lo + 1) ** 2] += radial * product
+    assert float(expected.detach().abs().max()) > 0.01
     assert torch.allclose(layer(features, pairs), expected, atol=1e-10)
+
+
+@pytest.mark.parametrize(("filter_order", "in_order", "out_order", "parity"), CONVOLUTIONS)
+def test_convolution_can_be_differentiated_twice(filter_order: int, in_order: int, out_order: int, parity: str) -> None:
+    """First and second derivatives in vectors and features agree with finite differences."""
+    layer = DenseConvolution(3, filter_order, in_order, out_order, 6, 4, 5, parity)
+    geometry = PairGeometry(6, 0.45, 0.45, 2)
+    neighbours, features = geometry_and_features((in_order + 1) ** 2)
+
+    def convolve(vectors: Tensor, features: Tensor) -> Tensor:
+        return layer(features, geometry(neighbours._replace(vectors=vectors))).square().sum()
+
+    inputs = (neighbours.vectors[:3].requires_grad_(), features.requires_grad_())
+    neighbours = NeighbourMatrix(neighbours.indices[:3], neighbours.vectors[:3], neighbours.mask[:3])
+    assert torch.autograd.gradcheck(convolve, inputs)
+    assert torch.autograd.gradgradcheck(convolve, inputs)
+
+
+@pytest.mark.parametrize("cutoff", [0.45, 0.0])
+def test_table_is_the_radial_network(cutoff: float) -> None:
+    """Without gradients both convolutions look their weights up, to 1e-5; with them they evaluate the networks."""
+    torch.set_default_dtype(torch.float32)
+    dense, element = DenseConvolution(3, 2, 1, 1, 32, 4, 5), ElementConvolution(3, 32, 4, 3, 5.0)
+    geometry = PairGeometry(32, 0.45, cutoff, 2)
+    neighbours, features = geometry_and_features(4)
+    one_hot = torch.eye(3)[torch.arange(7) % 3]
+    with kernels.plain_form():
+        exact = geometry(neighbours)
+        with torch.no_grad():
+            looked_up = geometry(neighbours)
+        assert looked_up.tabulated and not exact.tabulated and not looked_up.compiled
+        for layer, x in ((dense, features), (element, one_hot)):
+            expected = layer(x, exact)
+            difference = (layer(x, looked_up) - expected).abs().max() / expected.abs().max()
+            assert 0 < float(difference.detach()) < 1e-5
 
 
 def test_paths_of_order_one() -> None:
