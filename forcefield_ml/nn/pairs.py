@@ -83,12 +83,11 @@ CHUNK = 1024
 
 
 def chunks(n_rows: int, training: bool, size: int = CHUNK) -> List[Tuple[int, int]]:
-    """Return first and last row of each chunk; while training one for all rows, whose statistics count together."""
-    if training or n_rows <= size:
-        return [(0, n_rows)]
+    """Return first and last row of each chunk, all about equal; while training one chunk, whose statistics count."""
+    n_chunks = 1 if training else max(1, (n_rows + size // 2) // size)
     bounds: List[Tuple[int, int]] = []
-    for start in range(0, n_rows, size):
-        bounds.append((start, min(start + size, n_rows)))
+    for chunk in range(n_chunks):
+        bounds.append((n_rows * chunk // n_chunks, n_rows * (chunk + 1) // n_chunks))
     return bounds
 
 

@@ -12,7 +12,7 @@ from forcefield_ml.graph import NeighbourMatrix
 from forcefield_ml.nn.convolution import DenseConvolution, ElementConvolution
 from forcefield_ml.nn.linear import SelfInteraction
 from forcefield_ml.nn.normalisation import EquivariantNorm
-from forcefield_ml.nn.pairs import PairGeometry
+from forcefield_ml.nn.pairs import CHUNK, PairGeometry, chunks
 from forcefield_ml.nn.radial import cosine_envelope
 from forcefield_ml.nn.spherical import clebsch_gordan, coupling_paths, spherical_harmonics
 
@@ -142,3 +142,13 @@ def test_envelope_ends_smoothly() -> None:
     values = values.detach()
     assert values[0] == 1 and float(values[1]) < 1e-10 and values[2] == 0 and values[3] == 0
     assert abs(float(slope[1])) < 1e-4
+
+
+@pytest.mark.parametrize("n_rows", [0, 1, 1023, 1029, 1535, 1537, 14_470])
+def test_chunks_cover_all_rows_evenly(n_rows: int) -> None:
+    """Every row in one chunk, none much smaller than the others; one chunk while training."""
+    bounds = chunks(n_rows, training=False)
+    assert [row for start, stop in bounds for row in range(start, stop)] == list(range(n_rows))
+    sizes = [stop - start for start, stop in bounds]
+    assert max(sizes) <= 1.5 * CHUNK and max(sizes) - min(sizes) <= 1
+    assert chunks(n_rows, training=True) == [(0, n_rows)]
