@@ -198,10 +198,11 @@ def test_devices_are_one_or_several(given: object, devices: tuple[str, ...]) -> 
 
 
 PARENT = """
-import sys; sys.path.insert(0, sys.argv[1])
+import signal, sys; sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 import test_engine as t
 if __name__ == '__main__':
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would inherit "ignore"
     with t.Local(2, t.Limits()) as engine:
         list(engine.map(t.work, t.tasks(Path(sys.argv[2]), 'sleep', 'sleep')))
 """
