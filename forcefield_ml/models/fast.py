@@ -55,13 +55,14 @@ class FirstLayer(nn.Module):
 
     def forward(self, one_hot: Tensor, pairs: Pairs) -> Tensor:
         """Return (n_out, 4, C) for the atoms that have a row in `pairs`."""
+        kinds = one_hot.argmax(1).to(torch.int32)
         parts: List[Tensor] = []
         for start, stop in chunks(pairs.indices.shape[0], self.training):
-            parts.append(self._some(one_hot, rows(pairs, start, stop), start, stop))
+            parts.append(self._some(one_hot, kinds, rows(pairs, start, stop), start, stop))
         return torch.cat(parts)
 
-    def _some(self, one_hot: Tensor, pairs: Pairs, start: int, stop: int) -> Tensor:
-        mixed = self.norm(self.convolution(one_hot, pairs))
+    def _some(self, one_hot: Tensor, kinds: Tensor, pairs: Pairs, start: int, stop: int) -> Tensor:
+        mixed = self.norm(self.convolution(one_hot, kinds, pairs))
         inner, vectors = by_order(mixed, 1)
         norms = (vectors.square().sum(1) + 1e-6).sqrt()
         own = self.own(one_hot[start:stop])

@@ -254,30 +254,30 @@ class ElementConvolution(nn.Module):
         self._radial_table = RadialTable()
         self.register_buffer("columns", torch.tensor(self._kernel.order), persistent=False)
 
-    def forward(self, one_hot: Tensor, pairs: Pairs) -> Tensor:
+    def forward(self, one_hot: Tensor, kinds: Tensor, pairs: Pairs) -> Tensor:
         """Return (n, 4, C) for the n rows of the pairs.
 
         Parameters
         ----------
         one_hot
             (n_in, Z), of every atom that a row names.
+        kinds
+            (n_in,) int32, where its 1 stands.
         pairs
             With harmonics up to at least order 1 in the plain form.
         """
         if not torch.jit.is_scripting():
             if pairs.compiled:
-                return self._compiled(one_hot, pairs)
-        return self._plain(one_hot, pairs)
+                return self._compiled(kinds, pairs)
+        return self._plain(one_hot, kinds, pairs)
 
-    def _plain(self, one_hot: Tensor, pairs: Pairs) -> Tensor:
+    def _plain(self, one_hot: Tensor, kinds: Tensor, pairs: Pairs) -> Tensor:
         n_out, n_neighbours = pairs.indices.shape
         if pairs.tabulated:
             table = self._table(pairs)
             n_nodes = table.shape[1]
-            kinds = one_hot.argmax(1).to(torch.int32) * n_nodes
-            nodes = (pairs.nodes + kinds.index_select(0, pairs.indices.reshape(-1)).view(n_out, n_neighbours, 1)).view(
-                n_out, 4 * n_neighbours
-            )
+            first = kinds.index_select(0, pairs.indices.reshape(-1)).view(n_out, n_neighbours, 1) * n_nodes
+            nodes = (pairs.nodes + first).view(n_out, 4 * n_neighbours)
             components: List[Tensor] = []
             for component in range(4):
                 order = min(component, 1)
@@ -297,12 +297,11 @@ class ElementConvolution(nn.Module):
         return table.view(self.n_elements, -1, 2, self.n_channels)
 
     @torch.jit.unused
-    def _compiled(self, one_hot: Tensor, pairs: Pairs) -> Tensor:
+    def _compiled(self, kinds: Tensor, pairs: Pairs) -> Tensor:
         def make() -> Tensor:
             return self._table(pairs).flatten(2)[:, :, self.columns]
 
         table = self._radial_table.get(self, make)
-        kinds = one_hot.argmax(1).int()
         first = kernels.table_first(pairs.cutoff)
         summed = self._kernel(None, table, pairs.indices, pairs.vectors, pairs.mask, first, kinds)
         return summed + nn.functional.pad(self.mix.bias[None], [0, 0, 0, 3])

@@ -92,15 +92,15 @@ def test_table_is_the_radial_network(cutoff: float) -> None:
     dense, element = DenseConvolution(3, 2, 1, 1, 32, 4, 5), ElementConvolution(3, 32, 4, 3, 5.0)
     geometry = PairGeometry(32, 0.45, cutoff, 2)
     neighbours, features = geometry_and_features(4)
-    one_hot = torch.eye(3)[torch.arange(7) % 3]
+    kinds = (torch.arange(7) % 3).int()
     with kernels.plain_form():
         exact = geometry(neighbours)
         with torch.no_grad():
             looked_up = geometry(neighbours)
         assert looked_up.tabulated and not exact.tabulated and not looked_up.compiled
-        for layer, x in ((dense, features), (element, one_hot)):
-            expected = layer(x, exact)
-            difference = (layer(x, looked_up) - expected).abs().max() / expected.abs().max()
+        for layer, seen in ((dense, (features,)), (element, (torch.eye(3)[kinds], kinds))):
+            expected = layer(*seen, exact)
+            difference = (layer(*seen, looked_up) - expected).abs().max() / expected.abs().max()
             assert 0 < float(difference.detach()) < 1e-5
 
 
