@@ -17,6 +17,7 @@ import torch
 import vesin_torch  # noqa: F401  a scripted model that searches neighbours cannot be read before this
 
 from forcefield_ml.deploy.card import CARD_FILE, make_card, parse_card
+from forcefield_ml.deploy.device import check_precision
 from forcefield_ml.deploy.script import DeployableModel
 from forcefield_ml.errors import ConfigError, ForceModeError, ModelFileError
 from forcefield_ml.models.model import Model, build
@@ -85,7 +86,7 @@ def write(model: Model, card: dict[str, Any], out: Path | str) -> Path:
     Raises
     ------
     ModelFileError
-        If the file cannot be written or does not reproduce the eager model.
+        If the file cannot be written or does not reproduce the eager model, or weights are of half precision.
     ForceModeError
         If the model predicts no force vector.
     """
@@ -96,6 +97,7 @@ def write(model: Model, card: dict[str, Any], out: Path | str) -> Path:
         )
     out = Path(out)
     original = DeployableModel(model).eval()
+    check_precision(original.precision.dtype, "this model")
     scripted = torch.jit.script(original)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:

@@ -1,8 +1,14 @@
-"""Where a model runs."""
+"""Where a model runs, beside what OpenMM runs on, and in what precision."""
 
 import torch
 
-from forcefield_ml.errors import ConfigError
+from forcefield_ml.errors import ConfigError, ModelFileError
+
+GPU_PLATFORMS = ("CUDA", "OpenCL", "HIP")
+"""Platforms of OpenMM that keep atoms on a GPU; OpenCL may also be a CPU in disguise."""
+
+TORCH_WITH_CUDA = 'pip install --force-reinstall "torch==2.9.1" --index-url https://download.pytorch.org/whl/cu128'
+OPENMM_WITH_CUDA = 'pip install "openmm[cuda12]"'
 
 
 def choose_device(wanted: str = "auto") -> str:
@@ -23,6 +29,67 @@ def choose_device(wanted: str = "auto") -> str:
         return "cuda" if n_gpus else "cpu"
     allowed = ["cpu", *(["cuda"] if n_gpus else []), *(f"cuda:{number}" for number in range(n_gpus))]
     if wanted not in allowed:
-        missing = "" if n_gpus else "; torch sees no CUDA device here, `forcefield-ml doctor` tells more"
+        missing = "" if n_gpus else f". {why_no_cuda()}"
         raise ConfigError(f"no device {wanted!r}. Allowed: auto, {', '.join(allowed)}{missing}")
     return wanted
+
+
+def why_no_cuda() -> str:
+    """Return why torch sees no CUDA device, and what to do."""
+    if torch.version.cuda is None:
+        return f"This torch ({torch.__version__}) is built for the CPU alone; where there is a GPU: {TORCH_WITH_CUDA}"
+    return (
+        f"This torch ({torch.__version__}) is built for CUDA {torch.version.cuda} but sees no device: is there a GPU, "
+        "does nvidia-smi list it, is its driver recent enough, is CUDA_VISIBLE_DEVICES empty?"
+    )
+
+
+def check_precision(dtype: torch.dtype, source: str) -> None:
+    """Refuse weights in a precision that a force cannot do with.
+
+    Parameters
+    ----------
+    dtype
+        Of the weights.
+    source
+        Name of the file for messages.
+
+    Raises
+    ------
+    ModelFileError
+        If it is neither float32 nor float64.
+    """
+    if dtype not in (torch.float32, torch.float64):
+        raise ModelFileError(
+            f"the weights in {source} are {dtype}, too coarse for forces; export the model in torch.float32 (fast) or "
+            "torch.float64, after model.float() or model.double()"
+        )
+
+
+def mismatch(platform: str, device: str) -> str:
+    """Return what to say where OpenMM and the model run on different hardware; empty where they do not.
+
+    Parameters
+    ----------
+    platform
+        Name of the Context's platform.
+    device
+        Where the model runs.
+    """
+    import openmm
+
+    if device.startswith("cuda") and platform not in GPU_PLATFORMS:
+        there = [openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())]
+        mend = (
+            "make the Context with openmm.Platform.getPlatformByName('CUDA')"
+            if "CUDA" in there
+            else f"OpenMM has no CUDA platform here: {OPENMM_WITH_CUDA}"
+        )
+        return (
+            f"the model runs on {device}, OpenMM on its {platform} platform: positions and forces travel between the "
+            f"two at every step and MM is slow. {mend}, or load the model with device='cpu'"
+        )
+    if device == "cpu" and platform in ("CUDA", "HIP"):
+        here = "load the model with device='cuda'" if torch.cuda.is_available() else why_no_cuda()
+        return f"OpenMM runs on its {platform} platform, the model on the CPU, which will set the speed. {here}"
+    return ""

@@ -16,10 +16,12 @@ from openmm import app
 from forcefield_ml import pretrained, units
 from forcefield_ml.deploy import bundle, openmm_force
 from forcefield_ml.deploy.binding import bind, solute_atoms
-from forcefield_ml.deploy.device import choose_device
+from forcefield_ml.deploy.coordinates import check_unit, read_positions
+from forcefield_ml.deploy.device import check_precision, choose_device
 from forcefield_ml.deploy.mm import class_name, make_subtract_mm, remove_internal_terms
 from forcefield_ml.deploy.modes import check_mode, check_system
 from forcefield_ml.deploy.openmm_force import BackendChoice, choose_backend
+from forcefield_ml.deploy.order import check_order
 from forcefield_ml.errors import ConfigError
 
 NEAREST_WARNING = (
@@ -54,6 +56,7 @@ def load(path: Path | str, device: str = "auto") -> DeployedModel:
     chosen = choose_device(device)
     path = pretrained.resolve(path)
     card, module, sha256 = bundle.read(path, device=chosen)
+    check_precision(module.precision.dtype, str(path))
     return DeployedModel(Path(path).resolve(), card, module, sha256, chosen, device)
 
 
@@ -139,7 +142,7 @@ class DeployedModel:
             raise ConfigError("forces() needs to know the elements: give either species=[...] or topology=...")
         if topology is not None:
             species = [0 if atom.element is None else atom.element.atomic_number for atom in topology.atoms()]
-        coordinates = torch.tensor(np.array(units.strip(positions, "nanometer"), dtype=float), device=self.device)
+        coordinates = torch.tensor(read_positions(positions), device=self.device)
         cell = None
         if box is not None:
             from forcefield_ml.graph.box import check_box
@@ -153,6 +156,7 @@ class DeployedModel:
                 f"forces() got {len(coordinates)} positions and {len(numbers)} species, unknown atomic numbers "
                 f"{unknown}; the model knows {self.card['species']}, and both must have one row per atom"
             )
+        check_unit(coordinates.cpu().numpy(), numbers.cpu().numpy())
         targets = None
         if atoms is not None:
             targets = torch.zeros(len(numbers), dtype=torch.bool, device=self.device)
@@ -284,7 +288,8 @@ class DeployedModel:
         if mode == "system":
             atoms = range(topology.getNumAtoms())
         force, binding = self._bound_force(topology, atoms, backend, only_subset=mode == "embedded")
-        check_system(system, binding.n_particles, binding.box, binding.targets, mode, self.has_energy)
+        check_order(system, topology)
+        check_system(system, binding.box, binding.targets, mode, self.has_energy)
         if mode == "embedded":
             system = remove_internal_terms(system, binding.targets)
         if mode == "solute":

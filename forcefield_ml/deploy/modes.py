@@ -19,7 +19,7 @@ import openmm
 from forcefield_ml import units
 from forcefield_ml.deploy.mm import BAROSTATS, FORCELESS, SUBTRACT_MM, class_name
 from forcefield_ml.deploy.openmm_force import BOX_TOLERANCE, NO_ENERGY, WITH_ENERGY
-from forcefield_ml.errors import BoxError, ForceModeError, TopologyError, closest
+from forcefield_ml.errors import BoxError, ForceModeError, closest
 
 MODES = ("system", "solute", "embedded", "correction")
 
@@ -68,7 +68,6 @@ def check_mode(card: dict[str, Any], mode: str) -> None:
 
 def check_system(
     system: openmm.System,
-    n_particles: int,
     box: list[list[float]] | None,
     atoms: Sequence[int],
     mode: str,
@@ -80,8 +79,6 @@ def check_system(
     ----------
     system
         The MM system, not yet changed.
-    n_particles
-        Of the topology.
     box
         Of the topology, nm; None where it has none.
     atoms
@@ -93,19 +90,12 @@ def check_system(
 
     Raises
     ------
-    TopologyError
-        If system and topology have different numbers of particles.
     BoxError
         If one is periodic and the other is not, or their boxes differ.
     ForceModeError
         If the System has a model already, constraints on the chosen atoms, a barostat without an energy to act on,
         or, in mode `system`, forces of its own.
     """
-    if system.getNumParticles() != n_particles:
-        raise TopologyError(
-            f"the system has {system.getNumParticles()} particles, the topology {n_particles} atoms; pass the "
-            "topology that the system was made from (after adding hydrogens, solvent and extra particles)"
-        )
     _check_boxes_agree(system, box)
     forces = list(system.getForces())
     if mode != "system" and not any(class_name(force) not in FORCELESS for force in forces):
@@ -123,17 +113,34 @@ def check_system(
                 f"in mode 'system' the model gives the whole force, but the system holds a {force.getName()}, which "
                 "would be counted twice; use model.create_system(topology)"
             )
-    if mode in ("solute", "embedded", "system"):
-        chosen = set(atoms)
-        pairs = [system.getConstraintParameters(k)[:2] for k in range(system.getNumConstraints())]
-        bound = [pair for pair in pairs if chosen.intersection(pair)]
-        if bound:
-            raise ForceModeError(
-                f"{len(bound)} constraints act on the atoms that shall feel the model (first: atoms {bound[0][0]} and "
-                f"{bound[0][1]}), but the model was trained on forces of flexible molecules. Make the MM system with "
-                "constraints=None (rigidWater=True may stay for a solvent that the model does not move) and a time "
-                "step of 0.5 to 1 fs"
-            )
+    check_constraints(system, atoms)
+
+
+def check_constraints(system: openmm.System, atoms: Sequence[int]) -> None:
+    """Refuse constraints on atoms that feel a model: all models are trained on forces of flexible molecules.
+
+    Parameters
+    ----------
+    system
+        With constraints or without.
+    atoms
+        That feel the model.
+
+    Raises
+    ------
+    ForceModeError
+        If a constraint acts on one of them.
+    """
+    chosen = set(atoms)
+    pairs = [system.getConstraintParameters(k)[:2] for k in range(system.getNumConstraints())]
+    bound = [pair for pair in pairs if chosen.intersection(pair)]
+    if bound:
+        raise ForceModeError(
+            f"{len(bound)} constraints act on the atoms that feel the model (first: atoms {bound[0][0]} and "
+            f"{bound[0][1]}), but the model was trained on forces of flexible molecules. Make the MM system with "
+            "constraints=None and, where the model acts on water, rigidWater=False (rigidWater=True may stay for a "
+            "solvent that the model does not move) and a time step of 0.5 to 1 fs"
+        )
 
 
 def barostat_message(name: str) -> str:

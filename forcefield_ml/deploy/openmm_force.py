@@ -13,11 +13,12 @@ import openmm
 import torch
 
 from forcefield_ml.deploy import bundle
-from forcefield_ml.deploy.binding import NAMED, Binding
+from forcefield_ml.deploy.binding import Binding
 from forcefield_ml.deploy.device import choose_device
 from forcefield_ml.deploy.evaluator import Evaluator
 from forcefield_ml.deploy.plugin_repair import import_torchforce
-from forcefield_ml.deploy.script import BoundForce
+from forcefield_ml.deploy.script import BoundForce, forces_complaint, positions_complaint
+from forcefield_ml.deploy.stability import MAX_FORCE
 from forcefield_ml.errors import BoxError, ConfigError, ForcefieldMLError, UnstableError, closest
 from forcefield_ml.models.interface import Prediction
 
@@ -27,6 +28,12 @@ NO_ENERGY = "forcefield_ml:forces-without-energy"
 WITH_ENERGY = "forcefield_ml:forces-with-energy"
 BOX_TOLERANCE = 1e-4
 """nm, by which an entry of the box may differ from the one bound: rounding, no barostat's move."""
+
+ENERGY_WARNING = (
+    "this model has forces but no energy: LocalEnergyMinimizer does not work with it and barostats are wrong. "
+    "Minimise with forcefield_ml.simulation.fire, run at constant volume, and let forcefield_ml.check(simulation) see "
+    "to both"
+)
 
 BACKENDS = ("auto", "pythonforce", "torchforce")
 
@@ -96,12 +103,7 @@ class ModelCallable:
         binding = Binding(**self.binding)
         inputs = np.array(binding.inputs)
         if not self.has_energy:
-            warnings.warn(
-                "this model has forces but no energy: LocalEnergyMinimizer does nothing with it and barostats are "
-                "wrong. Minimise with forcefield_ml.simulation.fire, run at constant volume, and let "
-                "forcefield_ml.check(simulation) see to both",
-                stacklevel=2,
-            )
+            warnings.warn(ENERGY_WARNING, stacklevel=2)
         species = torch.tensor(binding.species, device=device)
         mask = torch.from_numpy(np.isin(inputs, binding.targets)).to(device)
         loaded = bundle.read_cached(self.path, self.sha256, device)
@@ -113,7 +115,7 @@ class ModelCallable:
             ),
             inputs=inputs if len(inputs) < binding.n_particles else None,
             targets=np.array(binding.targets),
-            mask=mask,
+            rows=torch.from_numpy(np.flatnonzero(np.isin(inputs, binding.targets))),
             box=None if binding.box is None else np.array(binding.box),
             labels=binding.labels,
             device=device,
@@ -131,14 +133,19 @@ class ModelCallable:
             if not self.has_energy:
                 check_box_unchanged(now, ready.box)
             box = torch.tensor(now, dtype=torch.float64, device=ready.device)
-        positions = everywhere if ready.inputs is None else everywhere[ready.inputs]
-        prediction = ready.evaluate(torch.tensor(positions, dtype=torch.float64, device=ready.device), box)
+        seen = torch.tensor(everywhere if ready.inputs is None else everywhere[ready.inputs], dtype=torch.float64)
+        complaint = positions_complaint(seen, ready.labels)
+        if complaint:
+            raise UnstableError(f"at step {state.getStepCount()}: {complaint}")
+        prediction = ready.evaluate(seen.to(ready.device), box)
         if prediction.forces is None:
             raise ForcefieldMLError(f"the model {self.path} returned no forces")
-        found = prediction.forces.cpu().numpy()
-        check_finite(found, ready)
+        found = prediction.forces.cpu()
+        complaint = forces_complaint(found, ready.rows, ready.labels, MAX_FORCE)
+        if complaint:
+            raise UnstableError(f"at step {state.getStepCount()}: {complaint}")
         forces = np.zeros((len(everywhere), 3))
-        forces[ready.targets] = found
+        forces[ready.targets] = found.numpy()
         return 0.0 if prediction.energy is None else float(prediction.energy), forces
 
 
@@ -159,22 +166,10 @@ class _Ready(NamedTuple):
     evaluate: Callable[[torch.Tensor, torch.Tensor | None], Prediction]
     inputs: np.ndarray | None
     targets: np.ndarray
-    mask: torch.Tensor
+    rows: torch.Tensor
     box: np.ndarray | None
     labels: list[str]
     device: str
-
-
-def check_finite(forces: np.ndarray, ready: _Ready) -> None:
-    """Raise `UnstableError` naming the atoms whose forces are NaN or infinite; OpenMM may not notice."""
-    bad = np.flatnonzero(~np.isfinite(forces).all(axis=1))
-    if len(bad):
-        seen = np.flatnonzero(ready.mask.cpu().numpy())
-        names = ", ".join(ready.labels[seen[i]] for i in bad[:NAMED])
-        raise UnstableError(
-            f"the model's forces are not finite on {len(bad)} atoms: {names}. The structure has left what the model "
-            "knows: minimise it (forcefield_ml.simulation.fire), shorten the time step, or go back to an earlier frame"
-        )
 
 
 def check_box_unchanged(now: np.ndarray, bound: np.ndarray) -> None:
@@ -203,6 +198,8 @@ def make_torch_force(path: str, sha256: str, binding: Binding, has_energy: bool)
     module): store such a simulation as the MM system's XML and add the model again, or use PythonForce.
     """
     torchforce = import_torchforce()
+    if not has_energy:
+        warnings.warn(ENERGY_WARNING, stacklevel=2)
     inputs = torch.tensor(binding.inputs)
     module = BoundForce(
         bundle.read(path, sha256)[1],
@@ -213,6 +210,7 @@ def make_torch_force(path: str, sha256: str, binding: Binding, has_energy: bool)
         has_energy,
         binding.labels,
         BOX_TOLERANCE,
+        MAX_FORCE,
     )
     force = torchforce.TorchForce(torch.jit.script(module.eval()))
     force.setOutputsForces(True)

@@ -12,6 +12,63 @@ from forcefield_ml.models.interface import Atoms, Prediction
 from forcefield_ml.models.model import Model
 
 
+def forces_complaint(forces: Tensor, rows: Tensor, labels: List[str], max_force: float) -> str:
+    """Return what is wrong with a model's forces, naming the atoms; empty where nothing is.
+
+    Parameters
+    ----------
+    forces
+        (n, 3) kJ/mol/nm.
+    rows
+        (n,) int64, the place of each atom in `labels`.
+    labels
+        Names of the atoms the model sees.
+    max_force
+        kJ/mol/nm, above which a force is absurd.
+    """
+    norms = forces.square().sum(1).sqrt()
+    if bool((norms <= max_force).all()):  # False for NaN, too
+        return ""
+    infinite = ~torch.isfinite(norms)
+    broken = bool(infinite.any())
+    bad = torch.nonzero(infinite if broken else norms > max_force).flatten()
+    if not broken:
+        bad = bad[torch.argsort(norms[bad], descending=True)]
+    names: List[str] = []
+    for k in range(min(int(bad.shape[0]), 5)):
+        value = "" if broken else " with " + str(int(norms[bad[k]]))
+        names.append(labels[int(rows[bad[k]])] + value)
+    if int(bad.shape[0]) > 5:
+        names.append(str(int(bad.shape[0]) - 5) + " more")
+    count = "1 atom" if int(bad.shape[0]) == 1 else str(int(bad.shape[0])) + " atoms"
+    what = "are not finite on " + count if broken else "are above " + str(int(max_force)) + " kJ/mol/nm on " + count
+    return (
+        "the model's forces "
+        + what
+        + ": "
+        + ", ".join(names)
+        + ". The structure has left what the model knows: start from one minimised with the MM force field, shorten "
+        "the time step, or go back to an earlier frame"
+    )
+
+
+def positions_complaint(positions: Tensor, labels: List[str]) -> str:
+    """Return which positions, (n, 3) in the order of `labels`, are not finite; empty where all are."""
+    if bool(torch.isfinite(positions).all()):
+        return ""
+    bad = torch.nonzero(~torch.isfinite(positions).all(1)).flatten()
+    names: List[str] = []
+    for k in range(min(int(bad.shape[0]), 5)):
+        names.append(labels[int(bad[k])])
+    if int(bad.shape[0]) > 5:
+        names.append(str(int(bad.shape[0]) - 5) + " more")
+    return (
+        "positions are not finite: "
+        + ", ".join(names)
+        + ". The step before tore the structure apart: shorten the time step, or start from one that was minimised"
+    )
+
+
 class DeployableModel(nn.Module):
     """A model with its neighbour search: species, positions and box in, prediction out.
 
@@ -85,6 +142,8 @@ class BoundForce(nn.Module):
         (n,) names of the atoms for messages.
     tolerance
         nm, by which a box entry may differ from `box`.
+    max_force
+        kJ/mol/nm, above which a force is absurd.
     """
 
     species: Tensor
@@ -103,6 +162,7 @@ class BoundForce(nn.Module):
         box_may_change: bool,
         labels: List[str],
         tolerance: float,
+        max_force: float,
     ):
         super().__init__()
         self.model = model
@@ -115,6 +175,7 @@ class BoundForce(nn.Module):
         self.box_may_change = box_may_change
         self.labels: List[str] = labels
         self.tolerance = tolerance
+        self.max_force = max_force
 
     def forward(self, positions: Tensor, boxvectors: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
         """Return energy () kJ/mol and forces (N, 3) kJ/mol/nm on all particles, zero on all but the targets."""
@@ -131,25 +192,18 @@ class BoundForce(nn.Module):
                         "the model has no energy, so no barostat can act on it: run at constant volume, or bind the "
                         "model again to a topology with the box you want"
                     )
+        seen = positions[self.inputs]
+        complaint = positions_complaint(seen, self.labels)
+        if len(complaint) > 0:
+            raise ValueError(complaint)
         with torch.no_grad():  # forces come out of the model; TorchForce would record a graph for nothing
-            prediction = self.model(self.species, positions[self.inputs], box, self.targets)
+            prediction = self.model(self.species, seen, box, self.targets)
         found = prediction.forces
         if found is None:
             raise ValueError("the model returned no forces")
-        if not bool(torch.isfinite(found).all()):
-            bad = torch.nonzero(~torch.isfinite(found).all(1)).flatten()
-            names: List[str] = []
-            seen = torch.nonzero(self.targets).flatten()
-            for k in range(min(int(bad.shape[0]), 5)):
-                names.append(self.labels[int(seen[bad[k]])])
-            raise ValueError(
-                "the model's forces are not finite on "
-                + str(int(bad.shape[0]))
-                + " atoms: "
-                + ", ".join(names)
-                + ". The structure has left what the model knows: minimise it (forcefield_ml.simulation.fire), "
-                "shorten the time step, or go back to an earlier frame"
-            )
+        complaint = forces_complaint(found, torch.nonzero(self.targets).flatten(), self.labels, self.max_force)
+        if len(complaint) > 0:
+            raise ValueError(complaint)
         forces = torch.zeros(positions.shape[0], 3, dtype=positions.dtype, device=positions.device)
         forces[self.rows] = found.to(positions.dtype)
         energy = torch.zeros([], dtype=positions.dtype, device=positions.device)

@@ -4,7 +4,6 @@
 |--------------|-------------------------------------------------------------------------------|
 | build.py     | structure file -> repaired, solvated, relaxed system with the model's force   |
 | fire.py      | minimises with forces alone                                                   |
-| guards.py    | says when a state is no longer physics                                        |
 | record.py    | trajectory, log and checkpoint that agree with each other after a kill        |
 | progress.py  | shows steps, ns/day and time left                                             |
 | run.py       | `simulate`: settings and the loop                                             |

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from forcefield_ml.deploy.stability import name_atoms, worst_force
 from forcefield_ml.errors import ConfigError, UnstableError
-from forcefield_ml.simulation.guards import name_atoms, worst_force
 
 N_MIN = 5
 """Steps of positive power before the time step grows."""

@@ -10,8 +10,8 @@ import numpy as np
 from data_pipeline.systems.prepare import Prepared
 from forcefield_ml.deploy.card import package_versions
 from forcefield_ml.deploy.openmm_force import choose_backend
+from forcefield_ml.deploy.stability import Event
 from forcefield_ml.simulation.build import Simulated
-from forcefield_ml.simulation.guards import Event
 from forcefield_ml.simulation.record import TRAJECTORY, Snapshot, read_log
 from forcefield_ml.simulation.structure import structure_series
 

@@ -29,15 +29,13 @@ from data_pipeline.systems.build import DEFAULT_FORCE_FIELD
 from data_pipeline.systems.prepare import Prepared, read_prepared
 from forcefield_ml import pretrained
 from forcefield_ml.config import StrictConfig
+from forcefield_ml.deploy import stability, steps
 from forcefield_ml.errors import ConfigError, UnstableError
 from forcefield_ml.files import write_whole
 from forcefield_ml.progress import ProgressLine, duration
-from forcefield_ml.simulation import build, guards, record
+from forcefield_ml.simulation import build, record
 from forcefield_ml.simulation.fire import minimise
 from forcefield_ml.simulation.result import describe_run
-
-WARN_TIMESTEP, MAX_TIMESTEP = 1.0, 2.0
-"""fs. Bonds to hydrogen swing with a period of 9 fs and are not constrained here."""
 
 MAY_CHANGE = {"output", "steps", "max_minutes", "threads", "platform", "structure"}
 """Settings that a resumed run may have otherwise than before; structure and model are compared by content."""
@@ -71,8 +69,8 @@ class SimulationConfig(StrictConfig):
     frame_every: int = Field(20, ge=1)
     checkpoint_every: int = Field(100, ge=1)
     max_minutes: float | None = Field(None, gt=0)
-    max_force: float = Field(guards.MAX_FORCE, gt=0)
-    max_temperature: float = Field(guards.MAX_TEMPERATURE, gt=0)
+    max_force: float = Field(stability.MAX_FORCE, gt=0, le=stability.MAX_FORCE)
+    max_temperature: float = Field(stability.MAX_TEMPERATURE, gt=0)
     platform: str = "CPU"
     threads: int | None = Field(None, ge=1)
     force_field: tuple[str, ...] = DEFAULT_FORCE_FIELD
@@ -86,10 +84,10 @@ class SimulationConfig(StrictConfig):
         for name in ("frame_every", "checkpoint_every"):
             if getattr(self, name) % self.log_every:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a multiple of log_every.")
-        if self.timestep_fs > MAX_TIMESTEP:
+        if self.timestep_fs > steps.LONGEST_STEP:
             raise ValueError(
-                f"timestep_fs is {self.timestep_fs:g}; without constraints at most {MAX_TIMESTEP:g} fs is allowed and "
-                "0.5 fs is safe."
+                f"timestep_fs is {self.timestep_fs:g}; without constraints at most {steps.LONGEST_STEP:g} fs is "
+                "allowed and 0.5 fs is safe."
             )
         return self
 
@@ -170,7 +168,10 @@ def simulate(config: SimulationConfig, restart: bool = False, message: Message =
             seed=config.seed,
         )
         snapshot = record.Snapshot(0, positions, velocities, prepared.box, 0.0)
-    simulated = build.add_model(system, prepared.topology, config.model, config.mode, config.backend, config.platform)
+    with _without_energy_warning():
+        simulated = build.add_model(
+            system, prepared.topology, config.model, config.mode, config.backend, config.platform
+        )
     warnings += simulated.warnings
     for line in simulated.warnings:
         message(f"note: {line}")
@@ -258,10 +259,10 @@ class _Run:
         system = simulated.system
         dalton = unit.dalton
         self.masses = np.array([system.getParticleMass(i).value_in_unit(dalton) for i in range(len(simulated.solute))])
-        self.limits = guards.Limits(config.max_force, config.max_temperature)
+        self.limits = stability.Limits(config.max_force, config.max_temperature)
         self.speed: float | None = None
 
-    def loop(self, snapshot: record.Snapshot, resume: bool) -> tuple[str, guards.Event | None, record.Snapshot]:
+    def loop(self, snapshot: record.Snapshot, resume: bool) -> tuple[str, stability.Event | None, record.Snapshot]:
         """Return the status as result.json has it, what a guard saw, and the last good state."""
         config = self.config
         recorder = record.Recorder(
@@ -309,7 +310,7 @@ class _Run:
 
     def _advance(
         self, last: record.Snapshot, count: int, begin: float, recorder: record.Recorder
-    ) -> tuple[record.Snapshot, guards.Event | None]:
+    ) -> tuple[record.Snapshot, stability.Event | None]:
         """Return the state after `count` steps, or the one before them and what a guard saw."""
         try:
             if count:
@@ -318,7 +319,7 @@ class _Run:
             event = self._look(now, recorder)
         except openmm.OpenMMException as error:
             # Types are lost on the way through OpenMM: the message is all there is.
-            event = guards.Event(str(error), "exception", last.step + count, [])
+            event = stability.Event(str(error), "exception", last.step + count, [])
         return (now, None) if event is None else (last, event)
 
     def _progress(self, step: int, first: int, started: float) -> str:
@@ -327,15 +328,15 @@ class _Run:
         left = (self.config.steps - step) * seconds / max(step - first, 1)
         return f"{duration(left)} left · step {step} of {self.config.steps} · {speed:.3g} ns/day"
 
-    def _look(self, now: record.Snapshot, recorder: record.Recorder) -> guards.Event | None:
+    def _look(self, now: record.Snapshot, recorder: record.Recorder) -> stability.Event | None:
         state = self.context.getState(forces=True, energy=True)
         forces = state.getForces(asNumpy=True).value_in_unit(unit.kilojoule_per_mole / unit.nanometer)
         solute = self.simulated.solute
         temperatures = {
-            "solute": guards.kinetic_temperature(now.velocities[solute], self.masses[solute]),
-            "solvent": guards.kinetic_temperature(now.velocities[~solute], self.masses[~solute]),
+            "solute": stability.kinetic_temperature(now.velocities[solute], self.masses[solute]),
+            "solvent": stability.kinetic_temperature(now.velocities[~solute], self.masses[~solute]),
         }
-        event = guards.check_state(
+        event = stability.check_state(
             now.step,
             now.positions,
             np.asarray(forces),
@@ -352,7 +353,7 @@ class _Run:
                     "solute_K": temperatures["solute"],
                     "solvent_K": temperatures["solvent"],
                     "potential_kJ_mol": state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole),
-                    "max_force_kJ_mol_nm": guards.worst_force(forces)[0],
+                    "max_force_kJ_mol_nm": stability.worst_force(forces)[0],
                 }
             )
         return event
@@ -461,7 +462,7 @@ def _forget(folder: Path) -> None:
 
 
 def _timestep_warnings(config: SimulationConfig, message: Message) -> list[str]:
-    if config.timestep_fs <= WARN_TIMESTEP:
+    if config.timestep_fs <= steps.WARN_STEP:
         return []
     line = f"a timestep of {config.timestep_fs:g} fs is long for bonds without constraints; 0.5 fs is safe."
     message(f"warning: {line}")

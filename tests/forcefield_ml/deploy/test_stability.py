@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from forcefield_ml.simulation.guards import Limits, check_state, kinetic_temperature
+from forcefield_ml.deploy.stability import Limits, check_state, kinetic_temperature
 from forcefield_ml.units import BOLTZMANN
 
 

@@ -1,0 +1,120 @@
+"""Find the models in a System: which force, which atoms, what it was bound to."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
+from typing import Any
+
+import openmm
+
+from forcefield_ml.deploy.mm import class_name
+from forcefield_ml.deploy.openmm_force import NO_ENERGY, WITH_ENERGY, ModelCallable
+from forcefield_ml.errors import ForceModeError
+
+
+@dataclass(frozen=True)
+class BoundModel:
+    """A model's force in a System.
+
+    Attributes
+    ----------
+    force
+        In the System.
+    backend
+        "pythonforce" or "torchforce".
+    has_energy
+        Whether minimisers and barostats have a meaning.
+    targets
+        Indices of the particles that get the model's force, ascending.
+    inputs, species
+        Indices and atomic numbers of the particles that the model sees.
+    box
+        Three rows in nm as bound, None where there is no periodicity.
+    device
+        As asked for: "auto", "cpu", ...; TorchForce follows the platform, "auto".
+    """
+
+    force: openmm.Force
+    backend: str
+    has_energy: bool
+    targets: list[int]
+    inputs: list[int]
+    species: list[int]
+    box: list[list[float]] | None
+    device: str
+
+
+def bound_models(system: openmm.System) -> list[BoundModel]:
+    """Return the models whose forces a System holds.
+
+    Parameters
+    ----------
+    system
+        Made in this process, or read from XML.
+
+    Raises
+    ------
+    ForceModeError
+        If a force has a model's name and is none.
+    """
+    return [
+        _of_python_force(force) if class_name(force) == "PythonForce" else _of_torch_force(force)
+        for force in system.getForces()
+        if force.getName() in (NO_ENERGY, WITH_ENERGY)
+    ]
+
+
+class _PlainData(pickle.Unpickler):
+    """Reads a `ModelCallable` and nothing else, so that looking at a force runs no code of its own."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == (ModelCallable.__module__, ModelCallable.__qualname__):
+            return ModelCallable
+        raise pickle.UnpicklingError(f"holds {module}.{name}")
+
+
+def _of_python_force(force: openmm.Force) -> BoundModel:
+    try:
+        stored = ElementTree.fromstring(openmm.XmlSerializer.serialize(force)).get("function", "")
+        made = _PlainData(io.BytesIO(bytes.fromhex(stored))).load()
+        bound = made.binding
+        return BoundModel(
+            force,
+            "pythonforce",
+            made.has_energy,
+            bound["targets"],
+            bound["inputs"],
+            bound["species"],
+            bound["box"],
+            made.device,
+        )
+    except (pickle.UnpicklingError, AttributeError, KeyError) as error:
+        raise ForceModeError(
+            f"the force named {force.getName()} is none that this program made ({error}); give forces of your own "
+            "another name"
+        ) from None
+
+
+def _of_torch_force(force: openmm.Force) -> BoundModel:
+    import openmmtorch
+
+    try:
+        module = openmmtorch.TorchForce.cast(force).getModule()
+        return BoundModel(
+            force,
+            "torchforce",
+            bool(module.box_may_change),
+            module.rows.tolist(),
+            module.inputs.tolist(),
+            module.species.tolist(),
+            module.box.tolist() if module.periodic else None,
+            "auto",
+        )
+    except (AttributeError, RuntimeError) as error:
+        raise ForceModeError(
+            f"the force named {force.getName()} is none that this program made ({error}); give forces of your own "
+            "another name"
+        ) from None
