@@ -22,6 +22,10 @@ class ModelFileError(ForcefieldMLError):
     """A model.pt is missing, damaged, foreign, of a newer format, or is not the file it should be."""
 
 
+class SerialisationError(ForcefieldMLError):
+    """A stored System or other XML of OpenMM is damaged, or holds something that could run code."""
+
+
 class TopologyError(ForcefieldMLError):
     """A topology does not suit the model: unknown element, hydrogens missing, no such atoms."""
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
-import pickle
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from typing import Any
 
 import openmm
 
-from forcefield_ml.deploy.mm import class_name
-from forcefield_ml.deploy.openmm_force import NO_ENERGY, WITH_ENERGY, ModelCallable
+from forcefield_ml.deploy.openmm_force import NO_ENERGY, WITH_ENERGY
+from forcefield_ml.deploy.pickles import RefusedPickle
+from forcefield_ml.deploy.serialise import PYTHON_FORCE, unpickle
 from forcefield_ml.errors import ForceModeError
 
 
@@ -60,26 +59,43 @@ def bound_models(system: openmm.System) -> list[BoundModel]:
     ForceModeError
         If a force has a model's name and is none.
     """
-    return [
-        _of_python_force(force) if class_name(force) == "PythonForce" else _of_torch_force(force)
-        for force in system.getForces()
-        if force.getName() in (NO_ENERGY, WITH_ENERGY)
-    ]
+    return [bound_model(force) for force in system.getForces() if force.getName() in (NO_ENERGY, WITH_ENERGY)]
 
 
-class _PlainData(pickle.Unpickler):
-    """Reads a `ModelCallable` and nothing else, so that looking at a force runs no code of its own."""
+def bound_model(force: openmm.Force) -> BoundModel:
+    """Return what a force of ours was bound to.
 
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == (ModelCallable.__module__, ModelCallable.__qualname__):
-            return ModelCallable
-        raise pickle.UnpicklingError(f"holds {module}.{name}")
+    Parameters
+    ----------
+    force
+        In a System, with the name of a model.
+
+    Raises
+    ------
+    ForceModeError
+        If it is none.
+    """
+    return _of_python_force(force) if type(force).__name__ == PYTHON_FORCE else _of_torch_force(force)
+
+
+def callable_of(force: openmm.Force) -> Any:
+    """Return what a PythonForce of ours calls, without running anything.
+
+    Raises
+    ------
+    RefusedPickle
+        If it is not one of ours.
+    """
+    try:
+        stored = ElementTree.fromstring(openmm.XmlSerializer.serialize(force)).get("function", "")
+    except Exception as error:  # of any type: what pickle says of a function of others
+        raise RefusedPickle(f"a function that cannot be stored ({error})") from None
+    return unpickle(bytes.fromhex(stored))
 
 
 def _of_python_force(force: openmm.Force) -> BoundModel:
     try:
-        stored = ElementTree.fromstring(openmm.XmlSerializer.serialize(force)).get("function", "")
-        made = _PlainData(io.BytesIO(bytes.fromhex(stored))).load()
+        made = callable_of(force)
         bound = made.binding
         return BoundModel(
             force,
@@ -91,7 +107,7 @@ def _of_python_force(force: openmm.Force) -> BoundModel:
             bound["box"],
             made.device,
         )
-    except (pickle.UnpicklingError, AttributeError, KeyError) as error:
+    except (RefusedPickle, AttributeError, KeyError) as error:
         raise ForceModeError(
             f"the force named {force.getName()} is none that this program made ({error}); give forces of your own "
             "another name"

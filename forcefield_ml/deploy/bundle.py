@@ -7,8 +7,7 @@ import io
 import json
 import logging
 import os
-import zipfile
-import zlib
+import stat
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple, cast
 import torch
 import vesin_torch  # noqa: F401  a scripted model that searches neighbours cannot be read before this
 
+from forcefield_ml.deploy.archive import ADVICE, MAX_FILE, read_archive
 from forcefield_ml.deploy.card import CARD_FILE, make_card, parse_card
 from forcefield_ml.deploy.device import check_precision
 from forcefield_ml.deploy.script import DeployableModel
@@ -26,8 +26,6 @@ logger = logging.getLogger(__name__)
 
 EXPORT_TOLERANCE = 1e-4
 """Largest relative difference (L2) between the forces of an exported float32 model and the eager one."""
-
-ADVICE = "Get the file again, or export the checkpoint anew with: forcefield-ml export CHECKPOINT -o model.pt"
 
 
 def export(checkpoint_path: Path | str, out: Path | str) -> Path:
@@ -147,13 +145,13 @@ def _difference(eager: DeployableModel, loaded: torch.jit.ScriptModule, card: di
 def read_card(path: Path | str) -> dict[str, Any]:
     """Return the card of a model.pt without loading the model."""
     data, _ = _read_bytes(Path(path))
-    return _card_of(data, str(path))
+    return parse_card(read_archive(data, str(path)).card, str(path))
 
 
 def read(
     path: Path | str, sha256: str | None = None, device: str = "cpu"
 ) -> tuple[dict[str, Any], torch.jit.ScriptModule, str]:
-    """Read and verify a model.pt; nothing but TorchScript is run.
+    """Read and verify a model.pt; nothing in it is run, and nothing in it can do more than compute.
 
     Parameters
     ----------
@@ -176,7 +174,8 @@ def read(
     Raises
     ------
     ModelFileError
-        If the file is missing, damaged, foreign, of another format version, or not the one that was meant.
+        If the file is missing, damaged, foreign, of another format version, not the one that was meant, or holds
+        code that does more than compute (`archive.read_archive`).
     """
     path = Path(path)
     data, found = _read_bytes(path)
@@ -185,9 +184,10 @@ def read(
             f"{path} is not the model that this force was made with: its SHA-256 is {found[:16]}..., expected "
             f"{sha256[:16]}.... Put the original file there, or make the force again from the new one"
         )
-    card = _card_of(data, str(path))
+    archive = read_archive(data, str(path))
+    card = parse_card(archive.card, str(path))
     try:
-        module = torch.jit.load(io.BytesIO(data), map_location=device)
+        module = torch.jit.load(io.BytesIO(archive.torchscript), map_location=device)
     except RuntimeError as error:
         raise ModelFileError(
             f"TorchScript of torch {torch.__version__} cannot read {path} (written with torch "
@@ -258,6 +258,10 @@ def eager(card: dict[str, Any], module: torch.jit.ScriptModule) -> Model | None:
 def _read_bytes(path: Path) -> tuple[bytes, str]:
     """Return the file's content and its SHA-256: what is hashed is what is loaded."""
     try:
+        kind = path.stat()
+        if not stat.S_ISREG(kind.st_mode) or kind.st_size > MAX_FILE:
+            what = f"has {kind.st_size} bytes" if stat.S_ISREG(kind.st_mode) else "is no file"
+            raise ModelFileError(f"{path} {what}; a model.pt is a file of at most {MAX_FILE} bytes. {ADVICE}")
         data = path.read_bytes()
     except FileNotFoundError:
         raise ModelFileError(
@@ -266,30 +270,3 @@ def _read_bytes(path: Path) -> tuple[bytes, str]:
     except OSError as error:
         raise ModelFileError(f"cannot read the model file {path}: {error.strerror or error}") from None
     return data, hashlib.sha256(data).hexdigest()
-
-
-def _card_of(data: bytes, source: str) -> dict[str, Any]:
-    """Return the checked card of a model.pt given as bytes."""
-    try:
-        if not zipfile.is_zipfile(io.BytesIO(data)):
-            raise ModelFileError(
-                f"{source} ({len(data)} bytes) is damaged, cut short or no TorchScript file (which is a zip). {ADVICE}"
-            )
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            damaged = archive.testzip()
-            if damaged is not None:
-                raise ModelFileError(f"{source} is damaged: {damaged} in it has a wrong checksum. {ADVICE}")
-            names = archive.namelist()
-            cards = [name for name in names if name.endswith(f"/extra/{CARD_FILE}")]
-            if not any(name.endswith("/constants.pkl") for name in names) or not any(
-                "/code/" in name for name in names
-            ):
-                raise ModelFileError(
-                    f"{source} is a zip file but holds no TorchScript (a training checkpoint perhaps?). {ADVICE}"
-                )
-            if len(cards) != 1:
-                raise ModelFileError(f"{source} is TorchScript without a card: not a model of this program. {ADVICE}")
-            text = archive.read(cards[0]).decode("utf-8")
-    except (zipfile.BadZipFile, zlib.error, UnicodeDecodeError, NotImplementedError, EOFError, OSError) as error:
-        raise ModelFileError(f"{source} is damaged ({error}). {ADVICE}") from None
-    return parse_card(text, source)

@@ -18,6 +18,7 @@ from forcefield_ml.deploy.mm import BAROSTATS, FORCELESS, SUBTRACT_MM, class_nam
 from forcefield_ml.deploy.modes import barostat_message, check_constraints
 from forcefield_ml.deploy.openmm_force import BOX_TOLERANCE
 from forcefield_ml.deploy.order import check_order, masses_of
+from forcefield_ml.deploy.present import refuse_overlaps_within
 from forcefield_ml.deploy.stability import MAX_TEMPERATURE, Limits, name_atoms
 from forcefield_ml.deploy.steps import FreeAtoms, check_step, free_atoms, groups_apart
 from forcefield_ml.deploy.watch import Watch, plain_message
@@ -64,8 +65,8 @@ def check(
     Raises
     ------
     ForceModeError
-        If there is a barostat and no energy, two models, a constraint on atoms that feel the model, a virtual site
-        among them, or too long a time step.
+        If there is a barostat and no energy, two models on the same atoms, a constraint on atoms that feel the
+        model, a virtual site among them, or too long a time step.
     BoxError
         If the Context's box is not the one bound, malformed or lower than twice the cutoff.
     TopologyError
@@ -86,8 +87,7 @@ def check(
             stacklevel=2,
         )
         return simulation
-    if len(models) > 1:
-        raise ForceModeError(f"the system holds {len(models)} models; their forces would add up. Keep one")
+    refuse_overlaps_within(system)
     energyless = not all(model.has_energy for model in models) or bool(_named(system, SUBTRACT_MM))
     if topology is not None:
         check_order(system, topology)

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import openmm
 
+from forcefield_ml.deploy.present import look
+from forcefield_ml.deploy.serialise import read_system
 from forcefield_ml.errors import ForceModeError
 
 SUBTRACT_MM = "forcefield_ml:minus-mm-on-solute"
@@ -81,7 +83,7 @@ class SubtractMM:
     def __call__(self, state: openmm.State) -> tuple[float, np.ndarray]:
         """Return no energy, and the forces (N, 3) in kJ/mol/nm."""
         if self._context is None:
-            system = openmm.XmlSerializer.deserialize(self.system_xml)
+            system = read_system(self.system_xml)
             integrator = openmm.VerletIntegrator(0.001)
             where = () if self.platform == "auto" else (openmm.Platform.getPlatformByName(self.platform),)
             self._context = openmm.Context(system, integrator, *where)
@@ -157,13 +159,21 @@ def remove_internal_terms(system: openmm.System, atoms: Sequence[int]) -> openmm
         If the System holds a force whose terms inside the subset cannot be told from the others.
     """
     for force in system.getForces():
-        if class_name(force) not in SEPARABLE + FORCELESS:
+        known = None if class_name(force) != "PythonForce" else look(force)
+        elsewhere = known is not None and known.atoms is not None and not set(known.atoms).intersection(atoms)
+        if class_name(force) not in SEPARABLE + FORCELESS and not elsewhere:
             raise ForceModeError(
                 f'the system holds a {force.getName()}, whose part inside the subset mode="embedded" cannot remove. '
                 f"It handles {', '.join(SEPARABLE)}; build the MM system from these and add others afterwards"
             )
     subset = set(atoms)
-    root = ElementTree.fromstring(openmm.XmlSerializer.serialize(system))
+    try:
+        root = ElementTree.fromstring(openmm.XmlSerializer.serialize(system))
+    except Exception as error:  # of any type: what pickle says of a function in a PythonForce
+        raise ForceModeError(
+            f"mode 'embedded' works on a copy of the System, and this one cannot be copied ({error}); add the force "
+            "in question afterwards"
+        ) from None
     for parent in root.findall("./Forces/Force/*"):
         if parent.tag not in ("Bonds", "Angles", "Torsions"):
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,11 +19,15 @@ from forcefield_ml.deploy import bundle, openmm_force
 from forcefield_ml.deploy.binding import bind, solute_atoms
 from forcefield_ml.deploy.coordinates import check_unit, read_positions
 from forcefield_ml.deploy.device import check_precision, choose_device
+from forcefield_ml.deploy.locate import record
 from forcefield_ml.deploy.mm import class_name, make_subtract_mm, remove_internal_terms
 from forcefield_ml.deploy.modes import check_mode, check_system
 from forcefield_ml.deploy.openmm_force import BackendChoice, choose_backend
 from forcefield_ml.deploy.order import check_order
+from forcefield_ml.deploy.present import refuse_overlap
 from forcefield_ml.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 NEAREST_WARNING = (
     "the model sees the nearest atoms by number, so its force jumps when neighbours change places: fit for single "
@@ -32,7 +37,7 @@ NEAREST_WARNING = (
 
 
 def load(path: Path | str, device: str = "auto") -> DeployedModel:
-    """Load a model.pt. Nothing but TorchScript is run.
+    """Load a model.pt. Nothing in it is run, and it can do nothing but compute.
 
     Parameters
     ----------
@@ -49,7 +54,7 @@ def load(path: Path | str, device: str = "auto") -> DeployedModel:
     Raises
     ------
     ModelFileError
-        If the file is missing, damaged, foreign or of a newer format.
+        If the file is missing, damaged, foreign, of a newer format, or holds more than a network.
     ConfigError
         If there is no such device here.
     """
@@ -202,11 +207,13 @@ class DeployedModel:
         binding = bind(self.card, topology, atoms, only_subset)
         if self.card["neighbours"]["kind"] == "nearest":
             warnings.warn(NEAREST_WARNING, stacklevel=3)
-        if choose_backend(backend).backend == "torchforce":
+        choice = choose_backend(backend)
+        logger.info("%s serves %s: %s", choice.backend, self.path.name, choice.reason)
+        if choice.backend == "torchforce":
             force = openmm_force.make_torch_force(str(self.path), self.sha256, binding, self.has_energy)
         else:
             force = openmm_force.make_python_force(
-                str(self.path), self.sha256, binding, self.has_energy, self._wanted_device
+                record(self.path), self.sha256, binding, self.has_energy, self._wanted_device
             )
         return force, binding
 
@@ -278,7 +285,8 @@ class DeployedModel:
         Raises
         ------
         ForceModeError
-            If the card does not allow the mode, or something in the System forbids it.
+            If the card does not allow the mode, or something in the System forbids it: another model on some of
+            these atoms, a barostat.
         TopologyError, BoxError
             As `create_force`, or if system and topology do not fit together.
         """
@@ -289,6 +297,7 @@ class DeployedModel:
             atoms = range(topology.getNumAtoms())
         force, binding = self._bound_force(topology, atoms, backend, only_subset=mode == "embedded")
         check_order(system, topology)
+        refuse_overlap(system, binding, mode)
         check_system(system, binding.box, binding.targets, mode, self.has_energy)
         if mode == "embedded":
             system = remove_internal_terms(system, binding.targets)

@@ -17,8 +17,8 @@ import numpy as np
 import openmm
 
 from forcefield_ml import units
-from forcefield_ml.deploy.mm import BAROSTATS, FORCELESS, SUBTRACT_MM, class_name
-from forcefield_ml.deploy.openmm_force import BOX_TOLERANCE, NO_ENERGY, WITH_ENERGY
+from forcefield_ml.deploy.mm import BAROSTATS, FORCELESS, class_name
+from forcefield_ml.deploy.openmm_force import BOX_TOLERANCE
 from forcefield_ml.errors import BoxError, ForceModeError, closest
 
 MODES = ("system", "solute", "embedded", "correction")
@@ -93,7 +93,7 @@ def check_system(
     BoxError
         If one is periodic and the other is not, or their boxes differ.
     ForceModeError
-        If the System has a model already, constraints on the chosen atoms, a barostat without an energy to act on,
+        If the System has constraints on the chosen atoms, a barostat without an energy to act on,
         or, in mode `system`, forces of its own.
     """
     _check_boxes_agree(system, box)
@@ -104,8 +104,6 @@ def check_system(
             "forcefield.createSystem(topology, ...)"
         )
     for force in forces:
-        if force.getName() in (NO_ENERGY, WITH_ENERGY, SUBTRACT_MM):
-            raise ForceModeError("the system holds a model already; a second would count forces twice. Make it anew")
         if not energy and class_name(force) in BAROSTATS:
             raise ForceModeError(barostat_message(class_name(force)))
         if mode == "system" and class_name(force) not in FORCELESS:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,8 @@ from forcefield_ml.deploy import bundle
 from forcefield_ml.deploy.binding import Binding
 from forcefield_ml.deploy.device import choose_device
 from forcefield_ml.deploy.evaluator import Evaluator
-from forcefield_ml.deploy.plugin_repair import import_torchforce
+from forcefield_ml.deploy.locate import locate
+from forcefield_ml.deploy.plugin_repair import INSTALL, import_torchforce
 from forcefield_ml.deploy.script import BoundForce, forces_complaint, positions_complaint
 from forcefield_ml.deploy.stability import MAX_FORCE
 from forcefield_ml.errors import BoxError, ConfigError, ForcefieldMLError, UnstableError, closest
@@ -34,6 +36,8 @@ ENERGY_WARNING = (
     "Minimise with forcefield_ml.simulation.fire, run at constant volume, and let forcefield_ml.check(simulation) see "
     "to both"
 )
+
+INSTALL_OPENMM = 'pip install "openmm>=8.6.1"'
 
 BACKENDS = ("auto", "pythonforce", "torchforce")
 
@@ -56,16 +60,26 @@ def choose_backend(backend: str = "auto") -> BackendChoice:
     Raises
     ------
     ConfigError
-        If there is no such backend.
+        If there is no such backend, or it is not to be had here; says what to install.
     """
     if backend not in BACKENDS:
         raise ConfigError(f"no backend {backend!r}.{closest(backend, BACKENDS)}")
+    version = openmm.Platform.getOpenMMVersion()
+    has_python, has_torch = hasattr(openmm, "PythonForce"), find_spec("openmmtorch") is not None
+    if backend == "pythonforce" and not has_python:
+        raise ConfigError(f"OpenMM {version} has no PythonForce. Install a newer one: {INSTALL_OPENMM}")
     if backend != "auto":
         return BackendChoice(backend, "asked for")
-    version = openmm.Platform.getOpenMMVersion()
-    if hasattr(openmm, "PythonForce"):
+    if has_python:
         return BackendChoice("pythonforce", f"OpenMM {version} has PythonForce, which works with any release of torch")
-    return BackendChoice("torchforce", f"OpenMM {version} is older than 8.5 and has no PythonForce")
+    if has_torch:
+        return BackendChoice(
+            "torchforce", f"OpenMM {version} has no PythonForce (8.5 and later have), openmmtorch is here"
+        )
+    raise ConfigError(
+        f"no backend to run a model: OpenMM {version} has no PythonForce, and openmmtorch is not installed. Install "
+        f"one of them: {INSTALL_OPENMM}, or: {INSTALL}"
+    )
 
 
 @dataclass
@@ -75,7 +89,7 @@ class ModelCallable:
     Parameters
     ----------
     path, sha256
-        The model.pt.
+        The model.pt, as `locate.record` writes its place.
     binding
         As a dict of plain values.
     has_energy
@@ -106,7 +120,8 @@ class ModelCallable:
             warnings.warn(ENERGY_WARNING, stacklevel=2)
         species = torch.tensor(binding.species, device=device)
         mask = torch.from_numpy(np.isin(inputs, binding.targets)).to(device)
-        loaded = bundle.read_cached(self.path, self.sha256, device)
+        path = str(locate(self.path, self.sha256))
+        loaded = bundle.read_cached(path, self.sha256, device)
         return _Ready(
             evaluate=(
                 Evaluator(loaded.model, species, mask)
@@ -194,8 +209,9 @@ def make_python_force(path: str, sha256: str, binding: Binding, has_energy: bool
 def make_torch_force(path: str, sha256: str, binding: Binding, has_energy: bool) -> openmm.Force:
     """Return a TorchForce for a bound model; parameters as of `ModelCallable`. TorchForce picks the device itself.
 
-    A System XML that holds a TorchForce is written but crashes the process that reads it (openmmtorch 1.5, with any
-    module): store such a simulation as the MM system's XML and add the model again, or use PythonForce.
+    A System XML that holds a TorchForce is written but crashes the process that reads or copies it (openmmtorch 1.5,
+    with any module; docs/serialisation.md says why): store such a simulation as the MM system's XML and add the model
+    again, or use PythonForce.
     """
     torchforce = import_torchforce()
     if not has_energy:
