@@ -47,15 +47,20 @@ setup(
     ],
     extras_require={
         "mlpotential": ["openmmml>=1.8"],
+        "ase": ["ase>=3.25"],
         "torchforce": ["openmmtorch==1.5", "torch==2.9.1"],
         "cuda12": ["openmm[cuda12]", "openmmtorch[cuda12]==1.5", "torch==2.9.1"],
         "cluster": ["distributed>=2024.8"],
-        "dev": ["pytest>=8", "hypothesis>=6", "ruff", "mypy", "types-PyYAML", "types-requests"],
+        "dev": [
+            *("pytest>=8", "pytest-timeout>=2", "hypothesis>=6", "ruff", "mypy", "types-PyYAML", "types-requests"),
+            *("openmmml>=1.8", "ase>=3.25"),
+        ],
     },
     entry_points={
         "console_scripts": [
             "data-pipeline=data_pipeline.cli:main",
             "forcefield-ml=forcefield_ml.cli:main",
         ],
+        "openmmml.potentials": ["forcefield-ml=forcefield_ml.deploy.mlpotential:ForcefieldMLFactory"],
     },
 )

@@ -1,8 +1,8 @@
 """Equivariant networks that predict forces directly, inside OpenMM.
 
 ``forcefield_ml.load(path)`` reads a model.pt, ``forcefield_ml.check(simulation)`` looks a simulation over and
-``forcefield_ml.read_system(xml)`` reads a stored System; they bring torch and openmm with them, which importing this
-package alone does not.
+``forcefield_ml.read_system(xml)`` reads a stored System, ``forcefield_ml.ForcefieldMLCalculator`` is for ASE; they
+bring torch and openmm with them, which importing this package alone does not.
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from forcefield_ml.deploy.ase_calculator import ForcefieldMLCalculator
     from forcefield_ml.deploy.guards import check
     from forcefield_ml.deploy.model import DeployedModel, load
     from forcefield_ml.deploy.serialise import read_system, read_xml
 
 __version__ = "0.2.0"
-__all__ = ["DeployedModel", "check", "load", "read_system", "read_xml"]
+__all__ = ["DeployedModel", "ForcefieldMLCalculator", "check", "load", "read_system", "read_xml"]
 
 _HOMES = {
     "DeployedModel": "forcefield_ml.deploy.model",
+    "ForcefieldMLCalculator": "forcefield_ml.deploy.ase_calculator",
     "check": "forcefield_ml.deploy.guards",
     "load": "forcefield_ml.deploy.model",
     "read_system": "forcefield_ml.deploy.serialise",

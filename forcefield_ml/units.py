@@ -13,6 +13,12 @@ KJ_PER_MOL_IN_MEV = 10.364269656
 MEV_PER_ANGSTROM = KJ_PER_MOL_IN_MEV / 10.0
 """1 kJ/mol/nm in meV/Å."""
 
+ANGSTROM = 0.1
+"""1 Å in nm."""
+
+EV = 1000.0 / KJ_PER_MOL_IN_MEV
+"""1 eV in kJ/mol."""
+
 BOLTZMANN = 0.00831446261815324
 """Boltzmann constant in kJ/mol/K (CODATA 2018)."""
 

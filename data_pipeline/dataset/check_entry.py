@@ -12,7 +12,8 @@ from pdbfixer.pdbfixer import substitutions
 from data_pipeline.config import PipelineConfig, entry_seed
 from data_pipeline.dataset.pack import PackedEntry
 from data_pipeline.labels import ewald
-from data_pipeline.systems.build import PROTEIN_RESIDUES, box_width
+from data_pipeline.systems.build import box_width
+from data_pipeline.systems.residues import CAPS, amber_name, is_protein, parent_name
 
 MAX_BOND = 0.3
 """nm, in frames as sampled; the longest bond in proteins (S-S) is 0.2 nm."""
@@ -37,9 +38,6 @@ PARTS = {
 }
 """Part of the labels -> its fields."""
 
-_CAPS = ("ACE", "NME", "NH2")
-_VARIANTS = {"ASH": "D", "CYM": "C", "CYX": "C", "GLH": "E", "HID": "H", "HIE": "H", "HIP": "H", "LYN": "K"}
-
 
 def entry_findings(entry: PackedEntry, config: PipelineConfig | None) -> list[str]:
     """Return what is wrong with an entry whose arrays have the types and shapes of the schema.
@@ -60,8 +58,7 @@ def entry_findings(entry: PackedEntry, config: PipelineConfig | None) -> list[st
 def _topology(entry: PackedEntry) -> list[str]:
     problems = []
     fields = entry.fields
-    names = {name.encode() for name in PROTEIN_RESIDUES}
-    protein = np.array([residue in names for residue in fields["residue_names"]])
+    protein = np.array([is_protein(residue.decode()) for residue in fields["residue_names"]])
     wrong = int((protein != fields["target_mask"]).sum())
     if wrong:
         problems.append(f"target_mask differs from the protein's atoms at {wrong} atoms")
@@ -83,7 +80,7 @@ def _sequence(entry: PackedEntry) -> list[str]:
     fields = entry.fields
     first = np.unique(fields["residue_index"], return_index=True)[1]
     names = [name.decode() for name in fields["residue_names"][first][fields["target_mask"][first]]]
-    letters = [_letter(name) for name in names if name not in _CAPS]
+    letters = [_letter(name) for name in names if amber_name(name) not in CAPS]
     deposited = iter(str(entry.attributes["sequence"]))
     for index, letter in enumerate(letters):
         if not any(_same_residue(one, letter) for one in deposited):
@@ -214,7 +211,7 @@ def _as_sampled(entry: PackedEntry) -> np.ndarray:
 
 
 def _letter(residue: str) -> str:
-    return _VARIANTS.get(residue) or gemmi.find_tabulated_residue(residue).one_letter_code.strip().upper() or "X"
+    return gemmi.find_tabulated_residue(parent_name(residue)).one_letter_code.strip().upper() or "X"
 
 
 def _same_residue(deposited: str, prepared: str) -> bool:

@@ -14,6 +14,7 @@ import openmm
 from openmm import app, unit
 
 from data_pipeline.errors import ConfigError, EntryError
+from data_pipeline.systems.residues import is_protein
 
 FORCE_FIELDS: dict[str, tuple[str, ...]] = {
     "amber14": ("amber14-all.xml", "amber14/tip3pfb.xml"),
@@ -24,12 +25,6 @@ FORCE_FIELDS: dict[str, tuple[str, ...]] = {
 """Force fields by name, each with its water and ions."""
 
 DEFAULT_FORCE_FIELD = FORCE_FIELDS["amber14"]
-
-PROTEIN_RESIDUES = frozenset(
-    "ALA ARG ASN ASP CYS GLN GLU GLY HIS ILE LEU LYS MET PHE PRO SER THR TRP TYR VAL".split()
-    + "ACE NME NH2 ASH CYM CYX GLH HID HIE HIP HYP LYN".split()
-)
-"""Residues whose atoms are targets: the standard ones, their protonation variants and caps."""
 
 
 def expand_force_field(names: str | Iterable[str]) -> list[str]:
@@ -263,7 +258,7 @@ def evaluate(
 
 def protein_mask(topology: app.Topology) -> np.ndarray:
     """Return (N,) bool, true for the atoms of protein residues."""
-    return np.array([atom.residue.name in PROTEIN_RESIDUES for atom in topology.atoms()], dtype=bool)
+    return np.array([is_protein(atom.residue.name) for atom in topology.atoms()], dtype=bool)
 
 
 def box_of(state: openmm.State) -> np.ndarray:

@@ -161,6 +161,15 @@ class ForceDataset:
                     "entry out of the dataset or use a model that knows these elements"
                 )
 
+    def residue_names(self) -> list[str]:
+        """Return the names of all residues in the split, sorted; of water and ions, too."""
+        groups = self._file[schema.ENTRIES_GROUP]
+        try:
+            names = {name for entry in self.entries for name in np.unique(groups[entry.name]["residue_names"][:])}
+        except (KeyError, OSError) as error:
+            raise DatasetError(_damaged(self.path, error)) from None
+        return sorted(name.decode() for name in names)
+
     def rms_target_force(self) -> float:
         """Return the root mean square norm of all target forces of the split, kJ/mol/nm."""
         total, count = 0.0, 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,19 +10,27 @@ from typing import Any
 import torch
 from openmm import app
 
-from data_pipeline.systems.build import PROTEIN_RESIDUES
+from data_pipeline.systems.residues import (
+    AMINO_ACIDS,
+    CAPS,
+    PROTEIN_RESIDUES,
+    amber_name,
+    is_ion,
+    is_protein,
+    is_water,
+    parent_name,
+)
 from forcefield_ml import units
-from forcefield_ml.errors import ForceModeError, TopologyError
+from forcefield_ml.errors import ForceModeError, TopologyError, closest
 from forcefield_ml.graph.box import check_box
 
 FEWEST_HYDROGENS = {
     "ALA": 5, "ARG": 12, "ASH": 5, "ASN": 6, "ASP": 4, "CYM": 4, "CYS": 4, "CYX": 4, "GLH": 7, "GLN": 8, "GLU": 6,
     "GLY": 3, "HID": 7, "HIE": 7, "HIP": 8, "HIS": 7, "ILE": 11, "LEU": 11, "LYN": 12, "LYS": 12, "MET": 9, "PHE": 9,
-    "PRO": 7, "SER": 5, "THR": 7, "TRP": 10, "TYR": 8, "VAL": 9, "ACE": 3, "NME": 4, "HOH": 2, "WAT": 2,
+    "PRO": 7, "SER": 5, "THR": 7, "TRP": 10, "TYR": 8, "VAL": 9, "ACE": 3, "NME": 4, "HOH": 2,
 }  # fmt: skip
 """Hydrogens of a residue in mid-chain in the state with the fewest protons."""
 
-WATER_AND_IONS = frozenset(("HOH", "WAT", "SOL", "TIP3", "NA", "CL", "K", "MG", "CA", "ZN", "LI", "CS", "RB"))
 NAMED = 5
 """Residues or atoms that a message names before it says how many more there are."""
 
@@ -54,7 +63,13 @@ class Binding:
     labels: list[str]
 
 
-def bind(card: dict[str, Any], topology: app.Topology, atoms: Iterable[int] | None, only_subset: bool) -> Binding:
+def bind(
+    card: dict[str, Any],
+    topology: app.Topology,
+    atoms: Iterable[int] | None,
+    only_subset: bool,
+    allow_residues: Iterable[str] = (),
+) -> Binding:
     """Check a topology against the card and return what a force needs of it.
 
     Parameters
@@ -67,6 +82,8 @@ def bind(card: dict[str, Any], topology: app.Topology, atoms: Iterable[int] | No
         Indices of the atoms that get the model's force; None takes what the card says (the protein, or all).
     only_subset
         True if the model sees `atoms` alone (mode ``embedded``), False if it sees all particles.
+    allow_residues
+        Names of residues to let pass though the model was not trained on them.
 
     Returns
     -------
@@ -76,7 +93,8 @@ def bind(card: dict[str, Any], topology: app.Topology, atoms: Iterable[int] | No
     Raises
     ------
     TopologyError
-        If an element is unknown to the model, hydrogens are missing, or `atoms` does not suit the topology.
+        If an element or a residue is unknown to the model, hydrogens are missing, or `atoms` does not suit the
+        topology.
     BoxError
         If the box is malformed or lower than twice the cutoff.
     ForceModeError
@@ -86,7 +104,10 @@ def bind(card: dict[str, Any], topology: app.Topology, atoms: Iterable[int] | No
     targets = _targets(card, everything, atoms)
     inputs = targets if only_subset else list(range(len(everything)))
     seen = [everything[i] for i in inputs]
+    if only_subset:
+        _check_whole(topology, set(targets))
     _check_species(card, seen)
+    _check_residues(card, seen, topology, allow_residues)
     _check_hydrogens(seen)
     box = None
     vectors = topology.getPeriodicBoxVectors()
@@ -111,7 +132,7 @@ def solute_atoms(topology: app.Topology) -> list[int]:
     TopologyError
         If there are none.
     """
-    found = [atom.index for atom in topology.atoms() if atom.residue.name in PROTEIN_RESIDUES]
+    found = [atom.index for atom in topology.atoms() if is_protein(atom.residue.name)]
     if not found:
         names = sorted({residue.name for residue in topology.residues()})
         raise TopologyError(
@@ -148,7 +169,7 @@ def _targets(card: dict[str, Any], everything: Sequence[Any], atoms: Iterable[in
             "from 0 in the order of the topology given here (was it changed after the selection?)"
         )
     if card["target_atoms"] == "solute":
-        solvent = [everything[i] for i in targets if everything[i].residue.name in WATER_AND_IONS]
+        solvent = [everything[i] for i in targets if _is_solvent(everything[i].residue)]
         if solvent:
             raise ForceModeError(
                 f"atoms holds {len(solvent)} atoms of water or ions (first: {label(solvent[0])}), but this model was "
@@ -182,11 +203,63 @@ def _check_species(card: dict[str, Any], atoms: Sequence[Any]) -> None:
         )
 
 
+def _is_solvent(residue: Any) -> bool:
+    return is_water(residue.name) or is_ion(residue.name, len(residue))
+
+
+def _check_residues(card: dict[str, Any], atoms: Sequence[Any], topology: app.Topology, allow: Iterable[str]) -> None:
+    """Refuse residues that the model was not trained on; amino acids, water and ions among them only warn."""
+    allowed = {allow} if isinstance(allow, str) else set(allow)
+    present = {residue.name for residue in topology.residues()}
+    for name in sorted(allowed - present):
+        raise TopologyError(f"allow_residues holds {name!r}, which the topology lacks.{closest(name, present)}")
+    listed = card["training"].get("residues")
+    trained = None if listed is None else {parent_name(name) for name in listed}
+    foreign, unseen = [], set()
+    for residue in {atom.residue.index: atom.residue for atom in atoms}.values():
+        if residue.name in allowed:
+            continue
+        name = parent_name(residue.name)
+        common = name in AMINO_ACIDS | CAPS or _is_solvent(residue)
+        if trained is None:
+            known = common or name in PROTEIN_RESIDUES
+        else:
+            known = name in trained and not (is_ion(name, 1) and len(residue) > 1)
+        if not known and common:
+            unseen.add(residue.name)
+        elif not known:
+            foreign.append(residue)
+    if foreign:
+        names = list(dict.fromkeys(residue.name for residue in foreign))
+        known_to = "amino acids, water and ions" if trained is None else ", ".join(sorted(trained))
+        raise TopologyError(
+            f"the model was not trained on {_some([residue_label(residue) for residue in foreign])}; it knows "
+            f"{known_to}. Forces on and around such residues would be guesses: remove them, use a model trained on "
+            f"data that holds them, or, if you mean it, pass allow_residues={names[:NAMED]}"
+        )
+    if unseen:
+        warnings.warn(
+            f"the model's training data held no {', '.join(sorted(unseen))}: its forces there are guesses from other "
+            "residues of the same elements",
+            stacklevel=4,
+        )
+
+
+def _check_whole(topology: app.Topology, subset: set[int]) -> None:
+    """Refuse a subset that cuts a bond: alone, it would be a molecule with a hole."""
+    cut = [bond for bond in topology.bonds() if (bond[0].index in subset) != (bond[1].index in subset)]
+    if cut:
+        raise TopologyError(
+            f"atoms cuts {len(cut)} bonds (first: {label(cut[0][0])} to {label(cut[0][1])}), but the model sees these "
+            "atoms alone and was trained on whole molecules; choose whole molecules"
+        )
+
+
 def _check_hydrogens(atoms: Sequence[Any]) -> None:
     residues = {atom.residue.index: atom.residue for atom in atoms}
     poor = []
     for residue in residues.values():
-        fewest = FEWEST_HYDROGENS.get(residue.name, 0)
+        fewest = FEWEST_HYDROGENS.get(amber_name(residue.name), 0)
         found = sum(atom.element is not None and atom.element.atomic_number == 1 for atom in residue.atoms())
         if found < fewest:
             poor.append(f"{residue_label(residue)} ({found} of at least {fewest})")

@@ -34,7 +34,7 @@ KEYS: dict[str, tuple[type, str]] = {
     "predicts": (str, "one of `PREDICTS`"),
     "target_atoms": (str, "one of `TARGET_ATOMS`"),
     "energy": (bool, "whether the forces are the gradient of an energy the model returns"),
-    "training": (dict, "entries, sequences, dataset_sha256, protocol, n_batches, recipe, seed"),
+    "training": (dict, "entries, sequences, residues, dataset_sha256, protocol, n_batches, recipe, seed"),
     "metrics": (dict, "of the validation split, meV/Å and degrees"),
     "versions": (dict, "of the packages that trained and exported the model"),
     "created_with": (str, "program and version, date"),

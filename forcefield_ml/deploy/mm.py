@@ -140,6 +140,31 @@ def _foreign(system: openmm.System) -> list[str]:
     return [f.getName() for f in system.getForces() if class_name(f) in ("PythonForce", "Force", "TorchForce")]
 
 
+def require_separable(system: openmm.System, atoms: Sequence[int]) -> None:
+    """Refuse a System that holds a force whose terms inside a subset cannot be told from the others.
+
+    Parameters
+    ----------
+    system
+        The MM system; models on atoms outside the subset may be in it.
+    atoms
+        Indices of the subset.
+
+    Raises
+    ------
+    ForceModeError
+        Naming the force.
+    """
+    for force in system.getForces():
+        known = None if class_name(force) != "PythonForce" else look(force)
+        elsewhere = known is not None and known.atoms is not None and not set(known.atoms).intersection(atoms)
+        if class_name(force) not in SEPARABLE + FORCELESS and not elsewhere:
+            raise ForceModeError(
+                f'the system holds a {force.getName()}, whose part inside the subset mode="embedded" cannot remove. '
+                f"It handles {', '.join(SEPARABLE)}; build the MM system from these and add others afterwards"
+            )
+
+
 def remove_internal_terms(system: openmm.System, atoms: Sequence[int]) -> openmm.System:
     """Return a copy of a System without the interactions among the atoms of a subset.
 
@@ -158,14 +183,7 @@ def remove_internal_terms(system: openmm.System, atoms: Sequence[int]) -> openmm
     ForceModeError
         If the System holds a force whose terms inside the subset cannot be told from the others.
     """
-    for force in system.getForces():
-        known = None if class_name(force) != "PythonForce" else look(force)
-        elsewhere = known is not None and known.atoms is not None and not set(known.atoms).intersection(atoms)
-        if class_name(force) not in SEPARABLE + FORCELESS and not elsewhere:
-            raise ForceModeError(
-                f'the system holds a {force.getName()}, whose part inside the subset mode="embedded" cannot remove. '
-                f"It handles {', '.join(SEPARABLE)}; build the MM system from these and add others afterwards"
-            )
+    require_separable(system, atoms)
     subset = set(atoms)
     try:
         root = ElementTree.fromstring(openmm.XmlSerializer.serialize(system))

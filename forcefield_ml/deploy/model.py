@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from openmm import app
 
 from forcefield_ml import pretrained, units
 from forcefield_ml.deploy import bundle, openmm_force
-from forcefield_ml.deploy.binding import bind, solute_atoms
+from forcefield_ml.deploy.binding import Binding, bind, solute_atoms
 from forcefield_ml.deploy.coordinates import check_unit, read_positions
 from forcefield_ml.deploy.device import check_precision, choose_device
 from forcefield_ml.deploy.locate import record
@@ -25,7 +25,9 @@ from forcefield_ml.deploy.modes import check_mode, check_system
 from forcefield_ml.deploy.openmm_force import BackendChoice, choose_backend
 from forcefield_ml.deploy.order import check_order
 from forcefield_ml.deploy.present import refuse_overlap
-from forcefield_ml.errors import ConfigError
+from forcefield_ml.errors import ConfigError, ForcefieldMLError
+from forcefield_ml.graph.box import check_box
+from forcefield_ml.models.interface import Prediction
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +91,7 @@ class DeployedModel:
         self.device = device
         self._wanted_device = wanted
         self._module = module
+        self._loaded: bundle.Loaded | None = None
 
     def __repr__(self) -> str:
         card = self.card
@@ -105,6 +108,22 @@ class DeployedModel:
     def has_energy(self) -> bool:
         """Whether the forces are the gradient of an energy, so that minimisers and barostats have a meaning."""
         return bool(self.card["energy"])
+
+    def evaluator(
+        self, species: torch.Tensor, targets: torch.Tensor | None = None
+    ) -> Callable[[torch.Tensor, torch.Tensor | None], Prediction]:
+        """Return what predicts for one system, step after step: positions and box in nm to `Prediction`.
+
+        Parameters
+        ----------
+        species
+            (N,) int64, atomic numbers, on the model's device.
+        targets
+            (N,) bool, the atoms to predict; None for all.
+        """
+        if self._loaded is None:
+            self._loaded = bundle.Loaded(self._module, bundle.eager(self.card, self._module))
+        return openmm_force.evaluator_of(self._loaded, species, targets)
 
     def forces(
         self,
@@ -150,8 +169,6 @@ class DeployedModel:
         coordinates = torch.tensor(read_positions(positions), device=self.device)
         cell = None
         if box is not None:
-            from forcefield_ml.graph.box import check_box
-
             cell = torch.tensor(np.array(units.strip(box, "nanometer"), dtype=float), device=self.device)
             check_box(cell, float(self.card["neighbours"]["cutoff"]))
         numbers = torch.tensor(np.array(species, dtype=np.int64), device=self.device)
@@ -166,11 +183,17 @@ class DeployedModel:
         if atoms is not None:
             targets = torch.zeros(len(numbers), dtype=torch.bool, device=self.device)
             targets[torch.tensor(sorted({int(i) for i in atoms}), device=self.device)] = True
-        with torch.no_grad():
-            return self._module(numbers, coordinates, cell, targets).forces.cpu().numpy()
+        forces = self.evaluator(numbers, targets)(coordinates, cell).forces
+        if forces is None:
+            raise ForcefieldMLError(f"the model {self.path} returned no forces")
+        return forces.cpu().numpy()
 
     def create_force(
-        self, topology: app.Topology, atoms: Iterable[int] | None = None, backend: str = "auto"
+        self,
+        topology: app.Topology,
+        atoms: Iterable[int] | None = None,
+        backend: str = "auto",
+        allow_residues: Iterable[str] = (),
     ) -> openmm.Force:
         """Return an OpenMM force: the model's forces on `atoms`, zero elsewhere; every particle is seen.
 
@@ -184,6 +207,8 @@ class DeployedModel:
             Indices of the atoms that get the force; None takes what the card says: the protein, or all.
         backend
             ``"auto"``, ``"pythonforce"`` or ``"torchforce"``; both give the same forces.
+        allow_residues
+            Names of residues to let pass though the model was not trained on them; forces there are guesses.
 
         Returns
         -------
@@ -193,18 +218,33 @@ class DeployedModel:
         Raises
         ------
         TopologyError
-            If an element is unknown to the model, hydrogens are missing, or `atoms` does not suit the topology.
+            If an element or a residue is unknown to the model, hydrogens are missing, or `atoms` does not suit the
+            topology.
         BoxError
             If the box is malformed or lower than twice the cutoff.
         ForceModeError
             If `atoms` holds solvent and the model was trained on solute only.
         """
-        return self._bound_force(topology, atoms, backend, only_subset=False)[0]
+        return self.bound_force(topology, atoms, backend, False, allow_residues)[0]
 
-    def _bound_force(
-        self, topology: app.Topology, atoms: Iterable[int] | None, backend: str, only_subset: bool
-    ) -> tuple[openmm.Force, Any]:
-        binding = bind(self.card, topology, atoms, only_subset)
+    def bound_force(
+        self,
+        topology: app.Topology,
+        atoms: Iterable[int] | None,
+        backend: str,
+        only_subset: bool,
+        allow_residues: Iterable[str],
+    ) -> tuple[openmm.Force, Binding]:
+        """Return the force of `create_force` and what it was bound to.
+
+        Parameters
+        ----------
+        topology, atoms, backend, allow_residues
+            As for `create_force`.
+        only_subset
+            Whether the model sees `atoms` alone.
+        """
+        binding = bind(self.card, topology, atoms, only_subset, allow_residues)
         if self.card["neighbours"]["kind"] == "nearest":
             warnings.warn(NEAREST_WARNING, stacklevel=3)
         choice = choose_backend(backend)
@@ -217,14 +257,16 @@ class DeployedModel:
             )
         return force, binding
 
-    def create_system(self, topology: app.Topology, backend: str = "auto") -> openmm.System:
+    def create_system(
+        self, topology: app.Topology, backend: str = "auto", allow_residues: Iterable[str] = ()
+    ) -> openmm.System:
         """Return a System in which the model gives the whole force on every atom (mode `system`).
 
         Parameters
         ----------
         topology
             With hydrogens and, where periodic, the box.
-        backend
+        backend, allow_residues
             As for `create_force`.
 
         Returns
@@ -245,7 +287,7 @@ class DeployedModel:
             system.addParticle(0.0 if atom.element is None else atom.element.mass)
         if topology.getPeriodicBoxVectors() is not None:
             system.setDefaultPeriodicBoxVectors(*topology.getPeriodicBoxVectors())
-        return self.add_to_system(system, topology, mode="system", backend=backend)
+        return self.add_to_system(system, topology, mode="system", backend=backend, allow_residues=allow_residues)
 
     def add_to_system(
         self,
@@ -255,6 +297,7 @@ class DeployedModel:
         mode: str = "solute",
         backend: str = "auto",
         mm_platform: str = "auto",
+        allow_residues: Iterable[str] = (),
     ) -> openmm.System:
         """Add the model to a System, in place where the mode allows it.
 
@@ -276,6 +319,8 @@ class DeployedModel:
             As for `create_force`.
         mm_platform
             Of the inner MM Context of mode `solute`: ``"auto"`` takes the fastest there is.
+        allow_residues
+            As for `create_force`.
 
         Returns
         -------
@@ -295,7 +340,7 @@ class DeployedModel:
             atoms = solute_atoms(topology)
         if mode == "system":
             atoms = range(topology.getNumAtoms())
-        force, binding = self._bound_force(topology, atoms, backend, only_subset=mode == "embedded")
+        force, binding = self.bound_force(topology, atoms, backend, mode == "embedded", allow_residues)
         check_order(system, topology)
         refuse_overlap(system, binding, mode)
         check_system(system, binding.box, binding.targets, mode, self.has_energy)

@@ -123,11 +123,7 @@ class ModelCallable:
         path = str(locate(self.path, self.sha256))
         loaded = bundle.read_cached(path, self.sha256, device)
         return _Ready(
-            evaluate=(
-                Evaluator(loaded.model, species, mask)
-                if loaded.model is not None
-                else partial(_by_torchscript, loaded.module, species, mask)
-            ),
+            evaluate=evaluator_of(loaded, species, mask),
             inputs=inputs if len(inputs) < binding.n_particles else None,
             targets=np.array(binding.targets),
             rows=torch.from_numpy(np.flatnonzero(np.isin(inputs, binding.targets))),
@@ -164,12 +160,31 @@ class ModelCallable:
         return 0.0 if prediction.energy is None else float(prediction.energy), forces
 
 
+def evaluator_of(
+    loaded: bundle.Loaded, species: torch.Tensor, targets: torch.Tensor | None = None
+) -> Callable[[torch.Tensor, torch.Tensor | None], Prediction]:
+    """Return what gives the forces of one system: the engine where the file allows it, else the file's TorchScript.
+
+    Parameters
+    ----------
+    loaded
+        The model.
+    species
+        (N,) int64, atomic numbers, on the model's device.
+    targets
+        (N,) bool, the atoms to predict; None for all.
+    """
+    if loaded.model is not None:
+        return Evaluator(loaded.model, species, targets)
+    return partial(_by_torchscript, loaded.module, species, targets)
+
+
 def _by_torchscript(
     module: torch.jit.ScriptModule,
     species: torch.Tensor,
-    targets: torch.Tensor,
+    targets: torch.Tensor | None,
     positions: torch.Tensor,
-    box: torch.Tensor | None,
+    box: torch.Tensor | None = None,
 ) -> Prediction:
     with torch.no_grad():
         return Prediction(*module(species, positions, box, targets))

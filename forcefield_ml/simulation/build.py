@@ -15,6 +15,7 @@ from data_pipeline.entries.facts import inspect
 from data_pipeline.errors import EntryError, PipelineError
 from data_pipeline.systems.build import build_system, protein_mask
 from data_pipeline.systems.prepare import Prepared, prepare, read_prepared, write_prepared
+from data_pipeline.systems.residues import is_water
 from forcefield_ml.errors import ConfigError, TopologyError
 
 MODE_OF = {"total": "solute", "solute_alone": "embedded", "reference_minus_mm": "correction"}
@@ -116,7 +117,7 @@ def is_solvated(topology: app.Topology) -> bool:
     topology
         Of any structure file.
     """
-    water = any(residue.name == "HOH" and len(list(residue.atoms())) == 3 for residue in topology.residues())
+    water = any(is_water(residue.name) and len(list(residue.atoms())) == 3 for residue in topology.residues())
     mask = protein_mask(topology)
     elements = [atom.element.symbol if atom.element else "" for atom in topology.atoms()]
     hydrogens = sum(symbol == "H" for symbol, inside in zip(elements, mask, strict=True) if inside)

@@ -43,8 +43,8 @@ class Checkpoint:
     state_dict
         The weights and buffers to use.
     training
-        What the card tells of the training: entries (list), sequences (entry to sequence), dataset_sha256,
-        protocol, force_field, n_batches, recipe (the resolved training configuration), seed.
+        What the card tells of the training: entries (list), sequences (entry to sequence), residues (names),
+        dataset_sha256, protocol, force_field, n_batches, recipe (the resolved training configuration), seed.
     metrics
         Of the validation split, as `metrics.with_naive`; empty where there is none.
     versions

@@ -183,6 +183,7 @@ def _card(config: TrainingConfig, training: ForceDataset, scale: float, n_proces
     return {
         "entries": [entry.name for entry in training.entries],
         "sequences": {entry.name: entry.sequence for entry in training.entries},
+        "residues": training.residue_names(),
         "n_frames": len(training),
         "dataset_sha256": training.content_sha256,
         "protocol": training.protocol,
