@@ -11,8 +11,11 @@ import torch
 
 from forcefield_ml import units
 from forcefield_ml.deploy.binding import NAMED
+from forcefield_ml.deploy.coordinates import check_unit
 from forcefield_ml.deploy.model import DeployedModel, load
 from forcefield_ml.deploy.modes import check_mode
+from forcefield_ml.deploy.script import forces_complaint, positions_complaint
+from forcefield_ml.deploy.stability import MAX_FORCE
 from forcefield_ml.errors import BoxError, ForceModeError, TopologyError, UnstableError
 from forcefield_ml.graph.box import check_box
 from forcefield_ml.models.interface import Prediction
@@ -80,6 +83,7 @@ class ForcefieldMLCalculator(Calculator):
         self.implemented_properties = ["energy", "free_energy", "forces"] if self.model.has_energy else ["forces"]
         self._evaluate: Callable[[torch.Tensor, torch.Tensor | None], Prediction] | None = None
         self._numbers = np.empty(0, dtype=np.int64)
+        self._labels: list[str] = []
 
     def calculate(
         self,
@@ -105,26 +109,29 @@ class ForcefieldMLCalculator(Calculator):
         ForceModeError
             If atoms other than the targets are free to move.
         UnstableError
-            If forces are not finite.
+            If positions are not finite, or forces not finite or absurd.
+        ConfigError
+            If the positions are most likely not in Å.
         """
         super().calculate(atoms, list(properties), list(system_changes))
         atoms = self.atoms
         assert atoms is not None
         evaluate = self._prepared(atoms)
         cell, rotation = _cell(atoms, float(self.model.card["neighbours"]["cutoff"]))
-        positions = torch.tensor(units.ANGSTROM * atoms.positions @ rotation, device=self.model.device)
-        prediction = evaluate(positions, None if cell is None else torch.tensor(cell, device=self.model.device))
+        positions = torch.tensor(units.ANGSTROM * atoms.positions @ rotation)
+        complaint = positions_complaint(positions, self._labels)
+        if complaint:
+            raise UnstableError(complaint)
+        device = self.model.device
+        prediction = evaluate(positions.to(device), None if cell is None else torch.tensor(cell, device=device))
         assert prediction.forces is not None
-        found = prediction.forces.cpu().numpy().astype(float)
+        found = prediction.forces.cpu()
         rows = np.arange(len(atoms)) if self.targets is None else self.targets
-        bad = rows[~np.isfinite(found).all(axis=1)]
-        if len(bad):
-            raise UnstableError(
-                f"the model's forces are not finite on {len(bad)} atoms: {_named(atoms, bad)}. The structure has left "
-                "what the model knows: go back to an earlier frame, or take a shorter time step"
-            )
+        complaint = forces_complaint(found, torch.from_numpy(rows), self._labels, MAX_FORCE)
+        if complaint:
+            raise UnstableError(complaint)
         forces = np.zeros((len(atoms), 3))
-        forces[rows] = found @ rotation.T * (units.ANGSTROM / units.EV)
+        forces[rows] = found.numpy().astype(float) @ rotation.T * (units.ANGSTROM / units.EV)
         self.results = {"forces": forces}
         if prediction.energy is not None:
             energy = float(prediction.energy) / units.EV
@@ -137,6 +144,7 @@ class ForcefieldMLCalculator(Calculator):
         if self._evaluate is None or not np.array_equal(atoms.numbers, self._numbers):
             self._evaluate = self._make_evaluator(atoms)
             self._numbers = atoms.numbers.copy()
+            self._labels = [f"{chemical_symbols[number]} (atom {i})" for i, number in enumerate(atoms.numbers)]
         return self._evaluate
 
     def _make_evaluator(self, atoms: Atoms) -> Callable[[torch.Tensor, torch.Tensor | None], Prediction]:
@@ -150,6 +158,8 @@ class ForcefieldMLCalculator(Calculator):
             )
         if not len(atoms):
             raise TopologyError("there are no atoms to compute forces of")
+        if np.isfinite(atoms.positions).all():
+            check_unit(units.ANGSTROM * atoms.positions, atoms.numbers)
         device = self.model.device
         mask = None
         if self.targets is not None:

@@ -276,7 +276,7 @@ def test_dynamics(dry: Molecules, whole: Path) -> None:
     fixed = atoms.positions[:2].copy()
     rng = np.random.default_rng(1)
     MaxwellBoltzmannDistribution(atoms, temperature_K=300, rng=rng)
-    dynamics = Langevin(atoms, 0.2 * units.fs, temperature_K=300, friction=0.1 / units.fs, rng=rng)
+    dynamics = Langevin(atoms, 0.2 * units.fs, temperature_K=300, friction=0.1 / units.fs, rng=rng, fixcm=False)
     dynamics.run(20)
     assert np.isfinite(atoms.positions).all() and (atoms.positions[:2] == fixed).all()
     assert atoms.calc._evaluate.neighbour_list.statistics.steps > 20
@@ -325,5 +325,20 @@ def test_forces_that_are_not_finite(dry: Molecules, whole: Path, monkeypatch: py
     atoms.positions += 1e-3
     with pytest.raises(UnstableError, match=r"not finite on \d+ atoms: N \(atom 0\)"):
         atoms.get_forces()
+    monkeypatch.setattr(calculator, "_evaluate", lambda *_: Prediction(torch.full((len(atoms), 3), 1e6), None, None))
+    with pytest.raises(UnstableError, match="are above 100000 kJ/mol/nm"):
+        atoms.get_forces()
     monkeypatch.setattr(calculator, "_evaluate", evaluate)
     assert relative(atoms.get_forces(), good) < 0.1
+    atoms.positions[4] = np.nan
+    with pytest.raises(UnstableError, match=r"positions are not finite: C \(atom 4\)"):
+        atoms.get_forces()
+
+
+def test_positions_in_another_unit(dry: Molecules, whole: Path) -> None:
+    """Positions in nm, where ASE has Å, are refused."""
+    atoms = atoms_of(dry)
+    atoms.positions *= 0.1
+    atoms.calc = ForcefieldMLCalculator(whole)
+    with pytest.raises(ConfigError, match="a bond is"):
+        atoms.get_forces()
