@@ -18,6 +18,7 @@ from forcefield_ml.deploy.mm import BAROSTATS, FORCELESS, SUBTRACT_MM, class_nam
 from forcefield_ml.deploy.modes import barostat_message, check_constraints
 from forcefield_ml.deploy.openmm_force import BOX_TOLERANCE
 from forcefield_ml.deploy.order import check_order, masses_of
+from forcefield_ml.deploy.plugin_repair import refusal
 from forcefield_ml.deploy.present import refuse_overlaps_within
 from forcefield_ml.deploy.stability import MAX_TEMPERATURE, Limits, name_atoms
 from forcefield_ml.deploy.steps import FreeAtoms, check_step, free_atoms, groups_apart
@@ -66,7 +67,7 @@ def check(
     ------
     ForceModeError
         If there is a barostat and no energy, two models on the same atoms, a constraint on atoms that feel the
-        model, a virtual site among them, or too long a time step.
+        model, a virtual site among them, too long a time step, or a TorchForce where it would end the process.
     BoxError
         If the Context's box is not the one bound, malformed or lower than twice the cutoff.
     TopologyError
@@ -98,6 +99,8 @@ def check(
     step_check.now(stacklevel=3)
     _check_groups(system, integrator)
     for model in models:
+        if model.backend == "torchforce" and (reason := refusal(context.getPlatform().getName())):
+            raise ForceModeError(reason)
         check_constraints(system, model.targets)
         _check_sites(system, model, topology)
         _check_box(context, model, energyless)

@@ -7,6 +7,7 @@ not support all required kernels". Loading them again once torch is there mends 
 
 from __future__ import annotations
 
+import ctypes
 import logging
 from functools import lru_cache
 from pathlib import Path
@@ -34,6 +35,35 @@ def failed_torch_plugins() -> list[str]:
     import openmm
 
     return [message for message in openmm.Platform.getPluginLoadFailures() if "OpenMMTorch" in message]
+
+
+OPENCL_NEEDS = "_ZN6OpenMM11ContextImpl12getPositionsERSt6vectorINS_4Vec3ESaIS2_EE"
+"""``ContextImpl::getPositions(std::vector<Vec3>&)``, which OpenMM 8.6 no longer has in this form."""
+
+
+@lru_cache
+def refusal(platform: str) -> str:
+    """Return why TorchForce must not run on a platform, or nothing.
+
+    The OpenCL kernels of openmmtorch 1.5 call a function that newer releases of OpenMM lack: the first evaluation
+    ends the process, without an exception.
+
+    Parameters
+    ----------
+    platform
+        Name of an OpenMM platform.
+    """
+    import openmm
+
+    if platform != "OpenCL":
+        return ""
+    library = Path(openmm.version.openmm_library_path) / "libOpenMM.so"
+    if not library.is_file() or hasattr(ctypes.CDLL(str(library)), OPENCL_NEEDS):
+        return ""
+    return (
+        f"TorchForce of openmmtorch 1.5 ends the process on the OpenCL platform of OpenMM {openmm.__version__}, which "
+        'lacks a function that it calls. Use backend="pythonforce", or the CPU or Reference platform'
+    )
 
 
 @lru_cache(maxsize=1)

@@ -1,4 +1,4 @@
-"""Import order, laziness and the commands, each in a process of its own."""
+"""Laziness, plugins and the commands, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from deploy_helpers import Deployed, Molecules, eager_forces
-from openmm import app, unit
 from typer.testing import CliRunner
 
 from forcefield_ml import models
@@ -19,55 +16,12 @@ from forcefield_ml.deploy import doctor
 from forcefield_ml.kernels.compiler import find_compiler
 from forcefield_ml.training import checkpoint as checkpoints
 
-BOTH_BACKENDS = """
-import sys, warnings
-import numpy as np
-{imports}
-import forcefield_ml, openmm
-from openmm import app
-warnings.simplefilter("ignore")
-path, structure, expected = sys.argv[1:]
-cif = app.PDBxFile(structure)
-expected = np.load(expected)
-model = forcefield_ml.load(path)
-for backend in ("torchforce", "pythonforce"):
-    for platform in ("Reference", "CPU"):
-        system = openmm.System()
-        for atom in cif.topology.atoms():
-            system.addParticle(atom.element.mass)
-        system.setDefaultPeriodicBoxVectors(*cif.topology.getPeriodicBoxVectors())
-        system.addForce(model.create_force(cif.topology, backend=backend))
-        context = openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName(platform))
-        context.setPositions(cif.positions)
-        found = context.getState(forces=True).getForces(asNumpy=True)._value
-        error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
-        print(backend, platform, error)
-        assert error < 1e-4
-"""
-
 
 def fresh(code: str, *arguments: str) -> str:
     """Run code in a new interpreter and return what it printed."""
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
-
-
-@pytest.mark.parametrize("imports", ["import openmm, torch", "import torch, openmm", "import openmm"])
-def test_import_order(imports: str, wet: Molecules, deployed: dict[str, Deployed], tmp_path: Path) -> None:
-    """Whichever of torch and openmm came first, both backends give the eager forces on both platforms."""
-    structure = tmp_path / "wet.cif"
-    with open(structure, "w") as file:
-        app.PDBxFile.writeFile(wet.topology, wet.positions * unit.nanometer, file, keepIds=True)
-    read = app.PDBxFile(str(structure))
-    positions = np.array(read.positions.value_in_unit(unit.nanometer))
-    box = np.array(read.topology.getPeriodicBoxVectors().value_in_unit(unit.nanometer))
-    expected = eager_forces(deployed["tfn"].eager, Molecules(read.topology, positions, box, wet.solute))
-    expected[np.setdiff1d(np.arange(len(expected)), wet.solute)] = 0
-    np.save(tmp_path / "expected.npy", expected)
-    code = BOTH_BACKENDS.format(imports=imports)
-    printed = fresh(code, str(deployed["tfn"].path), str(structure), str(tmp_path / "expected.npy"))
-    assert len(printed.splitlines()) == 4, printed
 
 
 def test_without_the_repair_torchforce_fails() -> None:

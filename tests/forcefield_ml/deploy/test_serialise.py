@@ -187,7 +187,8 @@ residue = topology.addResidue("MOL", topology.addChain())
 topology.addAtom("O", app.element.oxygen, residue)
 system = openmm.System()
 system.addParticle(16.0)
-system.addForce(forcefield_ml.load("fast-thermal").create_force(topology, atoms=[0], backend="torchforce"))
+system.addForce(forcefield_ml.load("fast-thermal").create_force(topology, atoms=[0], backend="torchforce",
+    allow_residues=["MOL"]))
 text = openmm.XmlSerializer.serialize(system)
 print("written", flush=True)
 {read}
