@@ -67,6 +67,31 @@ def set_pme(system: openmm.System, alpha: float, grid: np.ndarray) -> None:
             force.setPMEParameters(alpha, *(int(n) for n in grid))
 
 
+def reciprocal_force(charges: np.ndarray, *, alpha: float, grid: np.ndarray, width: float) -> openmm.NonbondedForce:
+    """Return the OpenMM force that is the sum of `reciprocal_forces` and nothing else: no pair is an exception.
+
+    Parameters
+    ----------
+    charges
+        (N,) elementary charges.
+    alpha
+        Splitting parameter in 1/nm.
+    grid
+        (3,) mesh points.
+    width
+        nm, least diagonal element of the box.
+    """
+    force = openmm.NonbondedForce()
+    for charge in charges:
+        force.addParticle(float(charge), 1.0, 0.0)
+    force.setNonbondedMethod(openmm.NonbondedForce.PME)
+    # Direct space is switched off; OpenMM only wants a cutoff that fits the box.
+    force.setCutoffDistance(min(0.3, 0.49 * width))
+    force.setIncludeDirectSpace(False)
+    force.setPMEParameters(alpha, *(int(n) for n in grid))
+    return force
+
+
 def reciprocal_forces(
     charges: np.ndarray,
     positions: np.ndarray,
@@ -104,16 +129,10 @@ def reciprocal_forces(
     """
     system = openmm.System()
     system.setDefaultPeriodicBoxVectors(*box[0].astype(np.float64))
-    force = openmm.NonbondedForce()
-    for charge in charges:
+    for _ in charges:
         system.addParticle(1.0)
-        force.addParticle(float(charge), 1.0, 0.0)
-    force.setNonbondedMethod(openmm.NonbondedForce.PME)
-    # No pair is within reach of direct space, which is switched off; OpenMM only wants a cutoff that fits the box.
-    force.setCutoffDistance(0.49 * float(np.diagonal(box, axis1=1, axis2=2).min()))
-    force.setIncludeDirectSpace(False)
-    system.addForce(force)
-    set_pme(system, alpha, grid)
+    width = float(np.diagonal(box, axis1=1, axis2=2).min())
+    system.addForce(reciprocal_force(charges, alpha=alpha, grid=grid, width=width))
     context = make_context(system, openmm.VerletIntegrator(0.001), platform)
     return np.stack([evaluate(context, *frame)[0] for frame in zip(positions, box, strict=True)]).astype(np.float32)
 

@@ -77,8 +77,8 @@ def count_pairs(neighbours: NeighbourMatrix, layer_sizes: Sequence[int]) -> int:
     return sum(int(counts[:size].sum()) for size in layer_sizes)
 
 
-def ranking(sample: Sample, random: np.random.Generator) -> NDArray[np.int64]:
-    """Return the targets of a frame in order of their distance from a random one of them.
+def ranking(sample: Sample, random: np.random.Generator, marked_share: float = 0.5) -> NDArray[np.int64]:
+    """Return the targets of a frame in order of their distance from a random one of them, the centre.
 
     The leading ones are a compact patch, which depends on fewer other atoms than scattered targets would.
 
@@ -88,16 +88,21 @@ def ranking(sample: Sample, random: np.random.Generator) -> NDArray[np.int64]:
         The frame.
     random
         Source of the random numbers.
+    marked_share
+        Probability that the centre is a marked atom, where only some targets are.
     """
     targets = np.flatnonzero(sample.entry.target_mask)
     places = sample.positions[targets].astype(np.float64)
-    away = places - places[random.integers(len(targets))]
+    marked, centres = sample.entry.marked[targets], np.arange(len(targets))
+    if not marked.all():
+        centres = np.flatnonzero(marked == (random.random() < marked_share))
+    away = places - places[centres[random.integers(len(centres))]]
     if sample.box is not None:
         away -= np.rint(away @ np.linalg.inv(sample.box)) @ sample.box  # exact within half the box: near enough here
     return targets[np.argsort((away**2).sum(axis=1), kind="stable")]
 
 
-def patch(sample: Sample, n_targets: int, random: np.random.Generator) -> NDArray[np.bool_]:
+def patch(sample: Sample, n_targets: int, random: np.random.Generator, marked_share: float = 0.5) -> NDArray[np.bool_]:
     """Choose a random target atom and its nearest targets.
 
     Parameters
@@ -108,6 +113,8 @@ def patch(sample: Sample, n_targets: int, random: np.random.Generator) -> NDArra
         Targets to choose; all of them if there are no more.
     random
         Source of the random numbers.
+    marked_share
+        As for `ranking`.
 
     Returns
     -------
@@ -117,7 +124,7 @@ def patch(sample: Sample, n_targets: int, random: np.random.Generator) -> NDArra
     if int(sample.entry.target_mask.sum()) <= n_targets:
         return sample.entry.target_mask
     chosen = np.zeros(len(sample.entry.target_mask), dtype=bool)
-    chosen[ranking(sample, random)[:n_targets]] = True
+    chosen[ranking(sample, random, marked_share)[:n_targets]] = True
     return chosen
 
 

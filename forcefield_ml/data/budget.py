@@ -61,7 +61,9 @@ def pairs_of_leading(graph: FrameGraph, ranks: Tensor) -> Tensor:
     return torch.cat([begin.new_zeros(1), begin[:n_targets].cumsum(0)])
 
 
-def fit(sample: Sample, graph: FrameGraph, room: int, random: np.random.Generator) -> tuple[NDArray[np.bool_], int]:
+def fit(
+    sample: Sample, graph: FrameGraph, room: int, random: np.random.Generator, marked_share: float = 0.5
+) -> tuple[NDArray[np.bool_], int]:
     """Choose as many targets of a frame as a number of pairs allows: all, or a compact patch around a random one.
 
     Parameters
@@ -72,6 +74,8 @@ def fit(sample: Sample, graph: FrameGraph, room: int, random: np.random.Generato
         Pairs.
     random
         Source of the random numbers.
+    marked_share
+        As for `batch.ranking`.
 
     Returns
     -------
@@ -83,7 +87,7 @@ def fit(sample: Sample, graph: FrameGraph, room: int, random: np.random.Generato
     pairs = count_pairs(graph.neighbours, graph.layer_sizes)
     if pairs <= room:
         return sample.entry.target_mask, pairs
-    ranked = ranking(sample, random)
+    ranked = ranking(sample, random, marked_share)
     targets = graph.order[: len(ranked)].numpy()  # ascending
     ranks = torch.empty(len(ranked), dtype=torch.int64)
     ranks[torch.from_numpy(np.searchsorted(targets, ranked))] = torch.arange(len(ranked))

@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline import schema
+from forcefield_ml.data.target import Target, charges_of, mm_force_field
 from forcefield_ml.errors import DatasetError, closest
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What is the same in all frames of one entry.
+    """What is the same in all frames of one entry. Its N atoms are those that the network sees.
 
     Parameters
     ----------
@@ -26,7 +27,9 @@ class Entry:
     species
         (N,) atomic numbers.
     target_mask
-        (N,) bool, True for atoms whose forces are learnt and judged.
+        (N,) bool, True for atoms whose forces are learnt.
+    marked
+        (N,) bool, True for those that the file marks as targets: what models are judged by.
     sequence
         One-letter sequence of the chain.
     frames
@@ -36,6 +39,7 @@ class Entry:
     name: str
     species: NDArray[np.uint8]
     target_mask: NDArray[np.bool_]
+    marked: NDArray[np.bool_]
     sequence: str
     frames: tuple[int, ...]
 
@@ -52,9 +56,12 @@ class Sample(NamedTuple):
     positions
         (N, 3).
     box
-        (3, 3), vectors as rows; None where the file has a box of zeros (no periodicity).
+        (3, 3), vectors as rows; None where there is no periodicity: the file has a box of zeros, or the target is
+        the marked atoms' own force without others.
     forces
-        (N, 3), total reference force on every atom.
+        (N, 3), what is learnt, on every atom.
+    supplied
+        (N, 3), what is added to it before a model is judged; None for nothing. See `target.Target`.
     """
 
     entry: Entry
@@ -62,6 +69,7 @@ class Sample(NamedTuple):
     positions: NDArray[np.float32]
     box: NDArray[np.float32] | None
     forces: NDArray[np.float32]
+    supplied: NDArray[np.float32] | None = None
 
 
 class ForceDataset:
@@ -73,6 +81,8 @@ class ForceDataset:
         The file.
     split
         ``"train"``, ``"validation"`` or ``"test"``.
+    target
+        What is learnt, and on which atoms; the total force on the marked atoms if left out.
 
     Attributes
     ----------
@@ -86,19 +96,22 @@ class ForceDataset:
     Raises
     ------
     DatasetError
-        If the file is missing, damaged, foreign or of another schema version, or there is no such split.
+        If the file is missing, damaged, foreign or of another schema version, lacks what the target needs, or there
+        is no such split.
     """
 
-    def __init__(self, path: Path | str, split: str = "train"):
+    def __init__(self, path: Path | str, split: str = "train", target: Target | None = None):
         if split not in schema.SPLITS:
             raise DatasetError(f"no split {split!r}.{closest(split, schema.SPLITS)}")
         self.path, self.split = Path(path), split
+        self.target = target or Target()
         self._file = _open(self.path)
         try:
             attributes = self._file.attrs
             self.content_sha256 = str(attributes["content_sha256"])
             self.protocol = str(attributes["protocol"])
             self.force_field = str(attributes["force_field"])
+            self._seen: dict[str, NDArray[np.bool_]] = {}
             self.entries = list(self._read_entries())
         except (KeyError, OSError) as error:
             raise DatasetError(_damaged(self.path, error)) from None
@@ -111,11 +124,15 @@ class ForceDataset:
             mask = group["target_mask"][:].astype(bool)
             if not mask.any():
                 raise DatasetError(f"{name} in {self.path} marks no target atoms; run: data-pipeline check {self.path}")
+            self.target.require(group, f"{name} in {self.path}")
             frames = list(range(len(group["positions"])))
             if "displacement" in group and self.split != "train":
                 displacement = group["displacement"][:]
                 frames = [frame for frame in frames if displacement[frame] == 0]
-            yield Entry(name, group["species"][:], mask, str(group.attrs["sequence"]), tuple(frames))
+            species, sequence = group["species"][:], str(group.attrs["sequence"])
+            self._seen[name] = seen = mask if self.target.alone else np.ones_like(mask)
+            targets = np.ones_like(mask) if self.target.atoms == "all" else mask
+            yield Entry(name, species[seen], targets[seen], mask[seen], sequence, tuple(frames))
 
     def __len__(self) -> int:
         return len(self.index)
@@ -124,10 +141,14 @@ class ForceDataset:
         entry, frame = self.index[item]
         try:
             group = self._file[schema.ENTRIES_GROUP][entry.name]
-            positions, box, forces = (group[name][frame] for name in ("positions", "box", "forces"))
+            positions, box = group["positions"][frame], group["box"][frame]
+            forces, supplied = self.target.read(group, frame)
         except (KeyError, OSError) as error:
             raise DatasetError(_damaged(self.path, error)) from None
-        return Sample(entry, frame, positions, box if box.any() else None, forces)
+        if self.target.alone:
+            seen = self._seen[entry.name]
+            return Sample(entry, frame, positions[seen], None, forces[seen])
+        return Sample(entry, frame, positions, box if box.any() else None, forces, supplied)
 
     def require_frames(self) -> None:
         """Raise DatasetError unless the split has at least one frame."""
@@ -169,6 +190,34 @@ class ForceDataset:
         except (KeyError, OSError) as error:
             raise DatasetError(_damaged(self.path, error)) from None
         return sorted(name.decode() for name in names)
+
+    def reciprocal(self) -> dict[str, Any] | None:
+        """Return what tells which reciprocal-space sum the target leaves out; None if it leaves out none.
+
+        Returns
+        -------
+        dict or None
+            ``alpha`` in 1/nm, ``force_field``: files of the one that gives the charges.
+
+        Raises
+        ------
+        DatasetError
+            If the entries of the split do not agree.
+        """
+        if self.target.supplied != "reciprocal" or not self.entries:
+            return None
+        groups = self._file[schema.ENTRIES_GROUP]
+        alphas = sorted({float(groups[entry.name].attrs["reciprocal_alpha"]) for entry in self.entries})
+        if len(alphas) > 1:
+            raise DatasetError(
+                f"{self.path} has entries of different reciprocal_alpha ({', '.join(map(str, alphas))} /nm): what is "
+                "left of the force differs between them. Make the dataset again with one label.reciprocal_alpha"
+            )
+        return {"alpha": alphas[0], "force_field": charges_of(self.force_field, str(self._file.attrs["config"]))}
+
+    def mm_force_field(self) -> list[str] | None:
+        """Return the files of the MM force field that the target is a correction of; None if it is none."""
+        return mm_force_field(str(self._file.attrs["config"])) if self.target.supplied == "mm" else None
 
     def rms_target_force(self) -> float:
         """Return the root mean square norm of all target forces of the split, kJ/mol/nm."""

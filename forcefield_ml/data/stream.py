@@ -47,6 +47,8 @@ class BatchSource:
         Memory for neighbours.
     pairs_per_batch
         Budget of a batch, see `batch.count_pairs`; None for none.
+    marked_share
+        Of patches with a marked atom at their centre, where only some targets are marked.
     """
 
     def __init__(
@@ -59,10 +61,12 @@ class BatchSource:
         seed: int = 0,
         cache_bytes: int = 1 << 30,
         pairs_per_batch: int | None = None,
+        marked_share: float = 0.5,
     ):
         self.dataset = dataset
         self.cache = GraphCache(search, n_layers, cache_bytes)
         self._frames, self._targets, self._seed = frames_per_batch, targets_per_batch, seed
+        self._marked_share = marked_share
         self._pairs, self._sphere = pairs_per_batch, Sphere.of(search, n_layers)
         self._plan: BudgetPlan | None = None
         self._planning = threading.Lock()
@@ -78,12 +82,12 @@ class BatchSource:
             graph = self.cache.graph(sample)
             random = np.random.default_rng([self._seed, 1, place])
             if self._pairs is not None:
-                mask, needed = fit(sample, graph, room, random)
+                mask, needed = fit(sample, graph, room, random, self._marked_share)
                 if samples and needed > room:
                     break
                 room -= needed
             elif self._targets is not None:
-                mask = patch(sample, max(1, self._targets // self._frames), random)
+                mask = patch(sample, max(1, self._targets // self._frames), random, self._marked_share)
             else:
                 mask = sample.entry.target_mask
             samples.append(sample)

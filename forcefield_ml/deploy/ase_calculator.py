@@ -57,7 +57,8 @@ class ForcefieldMLCalculator(Calculator):
     Raises
     ------
     ForceModeError
-        If the card does not allow the mode, or mode ``"solute"`` lacks targets.
+        If the card does not allow the mode, the model leaves a part of the force to OpenMM, or mode ``"solute"`` lacks
+        targets.
     ModelFileError, ConfigError
         As `forcefield_ml.load`.
     """
@@ -75,6 +76,12 @@ class ForcefieldMLCalculator(Calculator):
         super().__init__()
         self.model = model if isinstance(model, DeployedModel) else load(model, device)
         check_mode(self.model.card, mode)
+        if self.model.needs_reciprocal:
+            raise ForceModeError(
+                "this model leaves the reciprocal-space sum of the Coulomb force to OpenMM, which ASE does not have: its "
+                "forces alone would be wrong. Use it in OpenMM (model.create_system, model.add_to_system), or take a "
+                "model that predicts 'total'"
+            )
         if mode == "solute" and targets is None:
             raise ForceModeError(
                 "mode 'solute' needs targets=[indices of the solute's atoms]: ASE's atoms do not say what is solvent"

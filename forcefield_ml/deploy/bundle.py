@@ -53,13 +53,15 @@ def export(checkpoint_path: Path | str, out: Path | str) -> Path:
     from forcefield_ml.training import checkpoint as checkpoints
 
     model, stored = checkpoints.load_model(checkpoint_path)
+    target = checkpoints.target_of(stored.training)
     card = make_card(
         model,
-        predicts="magnitude" if model.predicts == "magnitude" else stored.training.get("predicts") or "total",
-        target_atoms=stored.training.get("target_atoms") or "solute",
+        predicts="magnitude" if model.predicts == "magnitude" else target.name,
+        target_atoms=target.atoms,
         training=stored.training,
         metrics=stored.metrics,
         versions=stored.versions,
+        reciprocal=stored.training.get("reciprocal"),
     )
     return write(cast(Model, model), card, out)
 

@@ -9,6 +9,7 @@ from importlib import metadata
 from typing import Any
 
 import forcefield_ml
+from forcefield_ml.data.target import TARGET_ATOMS, TARGET_NAMES
 from forcefield_ml.errors import ModelFileError, closest
 
 FORMAT = "forcefield-ml-model"
@@ -16,12 +17,18 @@ FORMAT_VERSION = 1
 CARD_FILE = "card.json"
 """Name of the card inside model.pt."""
 
-PREDICTS = ("total", "solute_alone", "reference_minus_mm", "magnitude")
-"""What the forces are: the total force of the full system; those inside the solute alone; a reference force minus
-the MM force; or no vector but a magnitude."""
+PREDICTS = (*TARGET_NAMES, "magnitude")
+"""What the forces are: a target of training (`data.target`), or no vector but a magnitude."""
 
-TARGET_ATOMS = ("solute", "all")
-"""The atoms the model was trained to predict: those of the protein, or every atom."""
+RECIPROCAL_KEYS = {
+    "alpha": "Ewald splitting parameter in 1/nm",
+    "tolerance": "of the PME mesh",
+    "force_field": "files of the force field that gives the charges",
+}
+"""What ``reciprocal`` holds of a model that leaves the reciprocal-space sum to OpenMM; other cards lack the key."""
+
+MESH_TOLERANCE = 1e-4
+"""Sets the mesh on which that sum is computed in a simulation; errors are 1e-4 of it, 1e-5 of the total force."""
 
 KEYS: dict[str, tuple[type, str]] = {
     "format": (str, "always `FORMAT`"),
@@ -62,6 +69,7 @@ def make_card(
     training: dict[str, Any] | None = None,
     metrics: dict[str, Any] | None = None,
     versions: dict[str, str] | None = None,
+    reciprocal: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write down what an eager model is.
 
@@ -77,6 +85,8 @@ def make_card(
         As the checkpoint holds them.
     versions
         Of the packages that trained it; those that export it are added.
+    reciprocal
+        As `data.ForceDataset.reciprocal`, of a model that leaves that part out.
 
     Returns
     -------
@@ -111,6 +121,8 @@ def make_card(
         "versions": {"trained": versions or {}, "exported": package_versions()},
         "created_with": f"forcefield-ml {forcefield_ml.__version__}, {datetime.now(UTC):%Y-%m-%d}",
     }
+    if reciprocal is not None:
+        card["reciprocal"] = {"tolerance": MESH_TOLERANCE, **reciprocal}
     return check_card(card, "the new card")
 
 
@@ -185,8 +197,22 @@ def check_card(card: Any, source: str) -> dict[str, Any]:
     for key, allowed in (("predicts", PREDICTS), ("target_atoms", TARGET_ATOMS)):
         if card[key] not in allowed:
             raise ModelFileError(f"the card in {source} has {key} = {card[key]!r}.{closest(card[key], allowed)}")
+    if card["predicts"] == "total_minus_reciprocal":
+        _check_reciprocal(card.get("reciprocal"), source)
     neighbours = card["neighbours"]
     missing = {"kind", "n_neighbours", "cutoff", "n_layers"} - neighbours.keys()
     if missing:
         raise ModelFileError(f"the card in {source} lacks neighbours: {', '.join(sorted(missing))}; export it again")
     return card
+
+
+def _check_reciprocal(found: Any, source: str) -> None:
+    found = found if isinstance(found, dict) else {}
+    for key, meaning in RECIPROCAL_KEYS.items():
+        value = found.get(key)
+        named = isinstance(value, list) and all(isinstance(file, str) for file in value)
+        if not (named if key == "force_field" else isinstance(value, float) and value > 0):
+            raise ModelFileError(
+                f"the card in {source} has reciprocal.{key} = {value!r} ({meaning}), but a model that predicts "
+                "'total_minus_reciprocal' cannot be used without it; export the checkpoint again"
+            )

@@ -57,6 +57,7 @@ class ForcefieldMLPotential(MLPotentialImpl):
         *,
         backend: str = "auto",
         allow_residues: Iterable[str] = (),
+        charges: Any = None,
         **args: Any,
     ) -> None:
         """Add the model to a System that openmm-ml has prepared.
@@ -73,6 +74,8 @@ class ForcefieldMLPotential(MLPotentialImpl):
             Of the model's force.
         backend, allow_residues
             As for `DeployedModel.create_force`.
+        charges
+            As for `DeployedModel.create_system`.
         args
             Must be empty.
 
@@ -84,16 +87,19 @@ class ForcefieldMLPotential(MLPotentialImpl):
         TopologyError, BoxError
             As `DeployedModel.create_force`.
         """
-        refuse_unknown("createSystem or createMixedSystem", args, ("backend", "allow_residues"))
+        refuse_unknown("createSystem or createMixedSystem", args, ("backend", "allow_residues", "charges"))
         if atoms is None:
-            self.model.add_to_system(system, topology, mode="system", backend=backend, allow_residues=allow_residues)
+            self.model.add_to_system(
+                system, topology, mode="system", backend=backend, allow_residues=allow_residues, charges=charges
+            )
             _set_group(system, forceGroup)
             return
         self._require("embedded")
+        self.model.create_reciprocal_force(topology, charges)  # refuses charges that nobody needs
         interpolating = system.getNumParticles() == 0  # openmm-ml collects the forces in a System of its own
         if interpolating and not self.model.has_energy:
             raise ForceModeError(INTERPOLATION.format("this model has none"))
-        force, binding = self.model.bound_force(topology, atoms, backend, True, allow_residues)
+        force, binding = self.model.bound_force(topology, atoms, backend, allow_residues)
         if not interpolating:
             check_order(system, topology)
             refuse_overlap(system, binding, "embedded")

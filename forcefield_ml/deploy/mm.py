@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import openmm
@@ -48,24 +48,25 @@ def class_name(force: openmm.Force) -> str:
 
 
 @dataclass
-class SubtractMM:
-    """What PythonForce calls to take the MM forces off the solute: -F_MM on the solute, zero elsewhere.
+class InnerForces:
+    """What PythonForce calls to put the forces of another System, times `FACTOR`, on some atoms and on no others.
 
-    OpenMM's forces act on both partners, so full MM on the solvent comes with MM on the solute. An inner Context of
-    the same MM system gives that part, to be subtracted; it works with any integrator, and costs one more MM
-    evaluation per step. Pickles as plain data.
+    OpenMM's forces act on both partners; a Context of its own makes one act on some atoms only, with any integrator.
+    Pickles as plain data.
 
     Parameters
     ----------
     system_xml
-        The MM system, as `openmm.XmlSerializer` writes it; holds no PythonForce.
+        The other System, as `openmm.XmlSerializer` writes it; holds no PythonForce.
     atoms
-        Indices of the solute atoms.
+        Indices of these atoms.
     periodic
-        Whether the MM system is.
+        Whether the other System is.
     platform
         Of the inner Context; ``"auto"`` takes the fastest there is.
     """
+
+    FACTOR: ClassVar[float]
 
     system_xml: str
     atoms: list[int]
@@ -96,8 +97,23 @@ class SubtractMM:
         context.setPositions(state.getPositions(asNumpy=True)._value)
         full = context.getState(forces=True).getForces(asNumpy=True)._value
         forces = np.zeros_like(full)
-        forces[self.atoms] = -full[self.atoms]
+        forces[self.atoms] = self.FACTOR * full[self.atoms]
         return 0.0, forces
+
+
+class SubtractMM(InnerForces):
+    """Take the MM forces off the solute: full MM on the solvent comes with MM on the solute, which the model replaces.
+
+    Costs one more MM evaluation a step.
+    """
+
+    FACTOR = -1.0
+
+
+class AddToSolute(InnerForces):
+    """Put forces on the solute alone, as of the reciprocal-space sum that a model leaves to OpenMM."""
+
+    FACTOR = 1.0
 
 
 def make_subtract_mm(system: openmm.System, atoms: Sequence[int], platform: str = "auto") -> openmm.Force:

@@ -25,7 +25,8 @@ from forcefield_ml.deploy.modes import check_mode, check_system
 from forcefield_ml.deploy.openmm_force import BackendChoice, choose_backend
 from forcefield_ml.deploy.order import check_order
 from forcefield_ml.deploy.present import refuse_overlap
-from forcefield_ml.errors import ConfigError, ForcefieldMLError
+from forcefield_ml.deploy.reciprocal import Charges, make_reciprocal, put_on_solute
+from forcefield_ml.errors import ConfigError, ForcefieldMLError, ForceModeError
 from forcefield_ml.graph.box import check_box
 from forcefield_ml.models.interface import Prediction
 
@@ -134,7 +135,7 @@ class DeployedModel:
         topology: app.Topology | None = None,
         atoms: Iterable[int] | None = None,
     ) -> np.ndarray:
-        """Return the forces without OpenMM.
+        """Return the network's forces without OpenMM; what OpenMM would supply besides is not in them.
 
         Parameters
         ----------
@@ -148,7 +149,8 @@ class DeployedModel:
         topology
             Source of the species.
         atoms
-            Indices of the atoms whose forces are wanted; None for all.
+            Indices of the atoms whose forces are wanted; None for all. A model of the solute alone sees these atoms
+            and no others; there, None takes the topology's protein.
 
         Returns
         -------
@@ -179,6 +181,12 @@ class DeployedModel:
                 f"{unknown}; the model knows {self.card['species']}, and both must have one row per atom"
             )
         check_unit(coordinates.cpu().numpy(), numbers.cpu().numpy())
+        if self._sees_targets_only:
+            if atoms is None and topology is not None:
+                atoms = solute_atoms(topology)
+            if atoms is not None:
+                seen = torch.tensor(sorted({int(i) for i in atoms}), device=self.device)
+                numbers, coordinates, atoms = numbers[seen], coordinates[seen], None
         targets = None
         if atoms is not None:
             targets = torch.zeros(len(numbers), dtype=torch.bool, device=self.device)
@@ -195,9 +203,10 @@ class DeployedModel:
         backend: str = "auto",
         allow_residues: Iterable[str] = (),
     ) -> openmm.Force:
-        """Return an OpenMM force: the model's forces on `atoms`, zero elsewhere; every particle is seen.
+        """Return an OpenMM force: the model's forces on `atoms`, zero elsewhere.
 
-        Add it to a System by `add_to_system` unless you know what else acts on these atoms.
+        Every particle is seen, by a model of the solute alone only `atoms`. Add it to a System by `add_to_system`
+        unless you know what else acts on these atoms; `create_reciprocal_force` makes what some models need besides.
 
         Parameters
         ----------
@@ -225,26 +234,54 @@ class DeployedModel:
         ForceModeError
             If `atoms` holds solvent and the model was trained on solute only.
         """
-        return self.bound_force(topology, atoms, backend, False, allow_residues)[0]
+        return self.bound_force(topology, atoms, backend, allow_residues)[0]
 
-    def bound_force(
-        self,
-        topology: app.Topology,
-        atoms: Iterable[int] | None,
-        backend: str,
-        only_subset: bool,
-        allow_residues: Iterable[str],
-    ) -> tuple[openmm.Force, Binding]:
-        """Return the force of `create_force` and what it was bound to.
+    @property
+    def _sees_targets_only(self) -> bool:
+        return bool(self.card["predicts"] == "solute_alone")
+
+    @property
+    def needs_reciprocal(self) -> bool:
+        """Whether the model leaves the reciprocal-space sum of the Coulomb force to OpenMM."""
+        return bool(self.card["predicts"] == "total_minus_reciprocal")
+
+    def create_reciprocal_force(
+        self, topology: app.Topology, charges: Charges | None = None
+    ) -> openmm.NonbondedForce | None:
+        """Return the OpenMM force of what the model leaves out, on every atom; None if it leaves out nothing.
+
+        `add_to_system` and `create_system` add it by themselves.
 
         Parameters
         ----------
-        topology, atoms, backend, allow_residues
-            As for `create_force`.
-        only_subset
-            Whether the model sees `atoms` alone.
+        topology
+            With the box.
+        charges
+            An MM System whose NonbondedForce holds them, or one number for each atom, in e; None takes those of the
+            force field that the card names.
+
+        Raises
+        ------
+        BoxError
+            If the topology has no box.
+        ForceModeError
+            If the charges cannot be found, the MM System has no PME, or charges are given that the model has no use
+            for.
         """
-        binding = bind(self.card, topology, atoms, only_subset, allow_residues)
+        if self.needs_reciprocal:
+            return make_reciprocal(self.card, topology, charges)
+        if charges is not None:
+            raise ForceModeError(
+                f"this model predicts {self.card['predicts']!r} and leaves no reciprocal-space sum to OpenMM; leave "
+                "out charges"
+            )
+        return None
+
+    def bound_force(
+        self, topology: app.Topology, atoms: Iterable[int] | None, backend: str, allow_residues: Iterable[str]
+    ) -> tuple[openmm.Force, Binding]:
+        """Return the force of `create_force` and what it was bound to; parameters as there."""
+        binding = bind(self.card, topology, atoms, self._sees_targets_only, allow_residues)
         if self.card["neighbours"]["kind"] == "nearest":
             warnings.warn(NEAREST_WARNING, stacklevel=3)
         choice = choose_backend(backend)
@@ -258,9 +295,15 @@ class DeployedModel:
         return force, binding
 
     def create_system(
-        self, topology: app.Topology, backend: str = "auto", allow_residues: Iterable[str] = ()
+        self,
+        topology: app.Topology,
+        backend: str = "auto",
+        allow_residues: Iterable[str] = (),
+        charges: Charges | None = None,
     ) -> openmm.System:
         """Return a System in which the model gives the whole force on every atom (mode `system`).
+
+        A model that leaves the reciprocal-space sum to OpenMM brings the force that computes it.
 
         Parameters
         ----------
@@ -268,6 +311,8 @@ class DeployedModel:
             With hydrogens and, where periodic, the box.
         backend, allow_residues
             As for `create_force`.
+        charges
+            As for `create_reciprocal_force`.
 
         Returns
         -------
@@ -287,7 +332,9 @@ class DeployedModel:
             system.addParticle(0.0 if atom.element is None else atom.element.mass)
         if topology.getPeriodicBoxVectors() is not None:
             system.setDefaultPeriodicBoxVectors(*topology.getPeriodicBoxVectors())
-        return self.add_to_system(system, topology, mode="system", backend=backend, allow_residues=allow_residues)
+        return self.add_to_system(
+            system, topology, mode="system", backend=backend, allow_residues=allow_residues, charges=charges
+        )
 
     def add_to_system(
         self,
@@ -298,12 +345,14 @@ class DeployedModel:
         backend: str = "auto",
         mm_platform: str = "auto",
         allow_residues: Iterable[str] = (),
+        charges: Charges | None = None,
     ) -> openmm.System:
         """Add the model to a System, in place where the mode allows it.
 
         In mode `solute` Newton's third law does not hold between solute and solvent, so that the centre of mass
         would drift: a `CMMotionRemover` is added if there is none. All that acts on the solute at this moment is
-        replaced by the model; restraints added afterwards act beside it.
+        replaced by the model; restraints added afterwards act beside it. Where the model leaves the reciprocal-space
+        sum to OpenMM, that is added on the same atoms as the model's force.
 
         Parameters
         ----------
@@ -321,6 +370,8 @@ class DeployedModel:
             Of the inner MM Context of mode `solute`: ``"auto"`` takes the fastest there is.
         allow_residues
             As for `create_force`.
+        charges
+            As for `create_reciprocal_force`; None takes those of the MM system where there is one.
 
         Returns
         -------
@@ -340,16 +391,23 @@ class DeployedModel:
             atoms = solute_atoms(topology)
         if mode == "system":
             atoms = range(topology.getNumAtoms())
-        force, binding = self.bound_force(topology, atoms, backend, mode == "embedded", allow_residues)
+        force, binding = self.bound_force(topology, atoms, backend, allow_residues)
         check_order(system, topology)
         refuse_overlap(system, binding, mode)
         check_system(system, binding.box, binding.targets, mode, self.has_energy)
+        if charges is None and self.needs_reciprocal and mode != "system":
+            charges = system
+        reciprocal = self.create_reciprocal_force(topology, charges)
         if mode == "embedded":
             system = remove_internal_terms(system, binding.targets)
         if mode == "solute":
             system.addForce(make_subtract_mm(system, binding.targets, mm_platform))
             if not any(class_name(other) == "CMMotionRemover" for other in system.getForces()):
                 system.addForce(openmm.CMMotionRemover())
+        if reciprocal is not None and mode == "solute":
+            system.addForce(put_on_solute(reciprocal, system, binding.targets, mm_platform))
+        elif reciprocal is not None:
+            system.addForce(reciprocal)
         system.addForce(force)
         return system
 

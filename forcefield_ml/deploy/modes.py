@@ -6,6 +6,9 @@
 | `solute`     | the network's alone           | full MM, the solute's part included  | predicts total                |
 | `embedded`   | network inside, MM across     | full MM                              | predicts solute_alone         |
 | `correction` | full MM plus the network's    | full MM                              | predicts reference_minus_mm   |
+
+In modes `system` and `solute` a model that predicts total_minus_reciprocal serves as well: the reciprocal-space sum,
+which OpenMM then computes from the charges (`reciprocal`), is added wherever the network's force acts.
 """
 
 from __future__ import annotations
@@ -23,11 +26,17 @@ from forcefield_ml.errors import BoxError, ForceModeError, closest
 
 MODES = ("system", "solute", "embedded", "correction")
 
-NEEDED = {"system": "total", "solute": "total", "embedded": "solute_alone", "correction": "reference_minus_mm"}
-"""What the card must say under ``predicts`` for each mode."""
+NEEDED = {
+    "system": ("total", "total_minus_reciprocal"),
+    "solute": ("total", "total_minus_reciprocal"),
+    "embedded": ("solute_alone",),
+    "correction": ("reference_minus_mm",),
+}
+"""What the card may say under ``predicts`` for each mode."""
 
 MEANING = {
     "total": "the total force, as the full system exerts it",
+    "total_minus_reciprocal": "the total force without the reciprocal-space sum",
     "solute_alone": "the force that the chosen atoms exert on each other",
     "reference_minus_mm": "the difference between a reference and the MM force",
     "magnitude": "how large a force is, without a direction",
@@ -52,11 +61,12 @@ def check_mode(card: dict[str, Any], mode: str) -> None:
     if mode not in MODES:
         raise ForceModeError(f"no mode {mode!r}.{closest(mode, MODES)}")
     predicts = card["predicts"]
-    if predicts != NEEDED[mode]:
-        fitting = ", ".join(repr(name) for name in MODES if NEEDED[name] == predicts)
+    if predicts not in NEEDED[mode]:
+        needed = " or ".join(f"{name!r} ({MEANING[name]})" for name in NEEDED[mode])
+        fitting = ", ".join(repr(name) for name in MODES if predicts in NEEDED[name])
         raise ForceModeError(
-            f"mode {mode!r} needs a model that predicts {NEEDED[mode]!r} ({MEANING[NEEDED[mode]]}); by its card this "
-            f"one predicts {predicts!r} ({MEANING[predicts]}). Modes for it: {fitting or 'none'}"
+            f"mode {mode!r} needs a model that predicts {needed}; by its card this one predicts {predicts!r} "
+            f"({MEANING[predicts]}). Modes for it: {fitting or 'none'}"
         )
     if mode == "system" and card["target_atoms"] != "all":
         raise ForceModeError(

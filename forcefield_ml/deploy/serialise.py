@@ -23,6 +23,7 @@ from forcefield_ml.errors import SerialisationError
 OWN = {
     ("forcefield_ml.deploy.openmm_force", "ModelCallable"),
     ("forcefield_ml.deploy.mm", "SubtractMM"),
+    ("forcefield_ml.deploy.mm", "AddToSolute"),
 }
 """Module and name of what a PythonForce of ours calls; nothing else is unpickled."""
 

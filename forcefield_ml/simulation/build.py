@@ -18,7 +18,12 @@ from data_pipeline.systems.prepare import Prepared, prepare, read_prepared, writ
 from data_pipeline.systems.residues import is_water
 from forcefield_ml.errors import ConfigError, TopologyError
 
-MODE_OF = {"total": "solute", "solute_alone": "embedded", "reference_minus_mm": "correction"}
+MODE_OF = {
+    "total": "solute",
+    "total_minus_reciprocal": "solute",
+    "solute_alone": "embedded",
+    "reference_minus_mm": "correction",
+}
 """What a model predicts, to the mode in which its force means that."""
 
 
@@ -178,7 +183,7 @@ def add_model(
     Parameters
     ----------
     system
-        Of `mm_system`; may be changed in place, and is not used in mode `system`.
+        Of `mm_system`; may be changed in place. Mode `system` uses none of it but, where wanted, its charges.
     topology
         Its topology.
     model
@@ -205,7 +210,8 @@ def add_model(
     card = deployed.card
     mode = mode or MODE_OF.get(card["predicts"], "solute")
     if mode == "system":
-        system = deployed.create_system(topology, backend=backend)
+        charges = system if deployed.needs_reciprocal else None
+        system = deployed.create_system(topology, backend=backend, charges=charges)
         system.addForce(openmm.CMMotionRemover())
     else:
         system = deployed.add_to_system(system, topology, mode=mode, backend=backend, mm_platform=mm_platform)

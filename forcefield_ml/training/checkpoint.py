@@ -10,6 +10,7 @@ import io
 import pickle
 import platform
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 
 import forcefield_ml
+from forcefield_ml.data.target import Target
 from forcefield_ml.errors import ModelFileError
 from forcefield_ml.files import write_whole
 
@@ -44,7 +46,8 @@ class Checkpoint:
         The weights and buffers to use.
     training
         What the card tells of the training: entries (list), sequences (entry to sequence), residues (names),
-        dataset_sha256, protocol, force_field, n_batches, recipe (the resolved training configuration), seed.
+        dataset_sha256, protocol, force_field, n_batches, recipe (the resolved training configuration), seed; predicts
+        and target_atoms (as `data.Target` names them), reciprocal (as `data.ForceDataset.reciprocal`).
     metrics
         Of the validation split, as `metrics.with_naive`; empty where there is none.
     versions
@@ -189,6 +192,17 @@ def rebuild(checkpoint: Checkpoint, source: str = "the checkpoint") -> torch.nn.
             f"forcefield-ml that wrote it: {checkpoint.versions.get('forcefield_ml')}."
         ) from None
     return model.eval()
+
+
+def target_of(training: Mapping[str, Any]) -> Target:
+    """Return what was learnt; a checkpoint that does not tell is of a version that knew the total force alone.
+
+    Parameters
+    ----------
+    training
+        Of a checkpoint.
+    """
+    return Target(training.get("predicts", "total"), training.get("target_atoms", "solute"))
 
 
 def as_dict(checkpoint: Checkpoint) -> dict[str, Any]:

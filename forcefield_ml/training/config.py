@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from forcefield_ml.config import StrictConfig
-from forcefield_ml.errors import closest
+from forcefield_ml.data.target import Target, TargetAtoms, TargetName
+from forcefield_ml.errors import ConfigError, closest
 
 PRESETS: dict[str, dict[str, Any]] = {
     # Section 4.3 of the paper: delta and learning rate as printed, one macromolecule a batch, 75,000 batches. The
@@ -26,6 +27,13 @@ class TrainingConfig(StrictConfig):
     dataset: Path = Field(description="dataset.h5")
     output: Path = Field(description="folder of the run: checkpoints, log, resolved configuration")
     model: dict[str, Any] = Field(description="architecture and the settings that differ from its defaults")
+    target: TargetName = Field(
+        "total", description="what is learnt; decides which modes the model serves, see data.target and docs/targets.md"
+    )
+    target_atoms: TargetAtoms = Field("solute", description="whose forces count: the atoms that are marked, or all")
+    solute_share: float = Field(
+        0.5, ge=0, le=1, description="of patches with a marked atom at their centre, where target_atoms is all"
+    )
     preset: Literal["paper", "thermal"] = Field("thermal", description="where defaults come from; see PRESETS")
     optimiser: Literal["adam", "adamw"] = "adam"
     weight_decay: float = Field(0.0, ge=0, description="of adamw")
@@ -71,6 +79,14 @@ class TrainingConfig(StrictConfig):
         if preset not in PRESETS:
             raise ValueError(f"no preset {preset!r}.{closest(str(preset), PRESETS)}")
         return {**PRESETS[preset], **values}
+
+    @model_validator(mode="after")
+    def _require_a_target(self) -> TrainingConfig:
+        try:
+            Target(self.target, self.target_atoms)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return self
 
     @model_validator(mode="after")
     def _require_a_budget(self) -> TrainingConfig:

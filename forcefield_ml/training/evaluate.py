@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from forcefield_ml import pretrained
-from forcefield_ml.data import BatchSource, ForceDataset, Sample
+from forcefield_ml.data import BatchSource, ForceDataset, Sample, Target
 from forcefield_ml.errors import DatasetError, ForceModeError
 from forcefield_ml.models.interface import Prediction
 from forcefield_ml.progress import ProgressLine, duration
@@ -29,12 +29,15 @@ def evaluate(
 ) -> dict[str, Any]:
     """Run a model over every frame of a split and compare with the reference forces.
 
+    What it is compared with is the total force, to which a model of a part of it gets what OpenMM supplies in a
+    simulation; the force of the solute alone for a model of that. See `data.target`.
+
     Parameters
     ----------
     model
         A model of `models.build`, the path of a checkpoint or of an exported model.pt, or the name of one that ships.
     dataset
-        dataset.h5, or one that is open (its own split counts then).
+        dataset.h5, or one that is open (its own split and target count then).
     split
         ``"train"``, ``"validation"`` or ``"test"``.
     per_atom
@@ -45,33 +48,34 @@ def evaluate(
     Returns
     -------
     dict
-        The metrics of `metrics.KEYS` over all target atoms pooled, ``naive``, ``proteins`` (mean, standard_error,
-        each), ``elements``, and what was evaluated.
+        The metrics of `metrics.KEYS` over all atoms pooled that the dataset marks, ``naive``, ``proteins`` (mean,
+        standard_error, each), ``elements``, and what was evaluated. For a model of all atoms ``others`` has the same
+        of those not marked; where something is supplied, ``network`` compares what is the network's own.
 
     Raises
     ------
     DatasetError
-        If the split is empty, or holds elements that the model does not know.
+        If the split is empty, lacks the part that the model predicts, or holds elements that it does not know.
     ModelFileError
         If the file is no model.
     ForceModeError
-        If the model predicts something else than the total force.
+        If the open dataset has another target than the model.
     UnstableError
         If a prediction is not finite.
     """
-    frames = dataset if isinstance(dataset, ForceDataset) else ForceDataset(dataset, split)
-    frames.require_frames()
     about: dict[str, Any] = {}
     if not isinstance(model, str | Path):
+        frames = dataset if isinstance(dataset, ForceDataset) else ForceDataset(dataset, split)
+        frames.require_frames()
         predictor = _eager(model, frames)
     else:
         model = pretrained.resolve(model)
         about["model"] = model.name
-        if files.is_torchscript(model):
-            predictor, training = _exported(model, frames)
-        else:
-            loaded, checkpoint = files.load_model(model)
-            predictor, training = _eager(loaded, frames), checkpoint.training
+        exported = files.is_torchscript(model)
+        loaded, training = _read_exported(model) if exported else _read_checkpoint(model)
+        frames = _frames(dataset, split, files.target_of(training), model)
+        frames.require_frames()
+        predictor = _exported(loaded, training, frames) if exported else _eager(loaded, frames)
         about["training"] = _about_training(training, frames)
     began = time.monotonic()
     with ProgressLine(f"evaluate {frames.split}", quiet) as line:
@@ -84,7 +88,8 @@ def evaluate(
             text = f"{duration(left)} left · {sample.entry.name} · frame {count} of {len(frames)}"
             line.show(count / len(frames), text, count == len(frames))
 
-        atoms = predict.run(frames, predictor, done=show)
+        everything = predict.run(frames, predictor, done=show)
+    atoms = everything.where(everything.marked)
     if per_atom is not None:
         atoms.save(per_atom)
     each = grouped(atoms.predicted, atoms.target, atoms.entry, atoms.entries)
@@ -96,6 +101,9 @@ def evaluate(
         "elements": grouped(
             atoms.predicted, atoms.target, element, [gemmi.Element(int(number)).name for number in numbers]
         ),
+        **_besides(frames, everything),
+        "predicts": frames.target.name,
+        "compared_with": "solute_alone" if frames.target.alone else "total",
         "n_frames": len(frames),
         "n_proteins": len(each),
         "split": frames.split,
@@ -124,8 +132,37 @@ def table(result: dict[str, Any]) -> str:
         values = (result[key], result["naive"][key])
         rows.append((f"{key} ({unit})" if unit else key, *("-" if v is None else f"{v:.{digits}f}" for v in values)))
     lines = [f"{name:20}{model:>10}{naive:>10}" for name, model, naive in rows]
+    for key, of in (("network", "what the network predicts itself"), ("others", "the atoms that are not marked")):
+        if result.get(key) and result[key]["tensor"] is not None:
+            part = result[key]
+            lines.append(f"of {of}: tensor {part['tensor']:.1f} of {part['naive']['tensor']:.1f} meV/Å")
     about = f"{result['n_atoms']} target atoms, {result['n_frames']} frames, {result['n_proteins']} proteins"
     return "\n".join([*lines, f"{about}; split {result['split']}, {result['dataset']['protocol']}"])
+
+
+def _besides(frames: ForceDataset, everything: predict.PerAtom) -> dict[str, Any]:
+    """Return the metrics that only some kinds of model have."""
+    found: dict[str, Any] = {"supplied": frames.target.supplied}
+    if frames.target.supplied is not None:
+        part = everything.where(everything.marked)
+        found["network"] = with_naive(part.predicted - part.supplied, part.target - part.supplied)
+    others = everything.where(~everything.marked)
+    if len(others.target):
+        found["others"] = with_naive(others.predicted, others.target)
+    return found
+
+
+def _frames(dataset: ForceDataset | Path | str, split: str, target: Target, model: Path) -> ForceDataset:
+    """Return the frames with what a model predicts."""
+    if not isinstance(dataset, ForceDataset):
+        return ForceDataset(dataset, split, target)
+    if dataset.target != target:
+        raise ForceModeError(
+            f"{model} predicts {target.name!r} of {target.atoms} atoms, but the dataset was opened with target "
+            f"{dataset.target.name!r} of {dataset.target.atoms}: the two cannot be compared. Open it with "
+            f"ForceDataset(path, split, {target!r}), or pass its path"
+        )
+    return dataset
 
 
 def _about_training(training: dict[str, Any], frames: ForceDataset) -> dict[str, Any]:
@@ -147,16 +184,22 @@ def _eager(model: Any, frames: ForceDataset) -> predict.Predictor:
     return predict.model_predictor(model, source)
 
 
-def _exported(path: Path, frames: ForceDataset) -> tuple[predict.Predictor, dict[str, Any]]:
+def _read_checkpoint(path: Path) -> tuple[Any, dict[str, Any]]:
+    model, checkpoint = files.load_model(path)
+    return model, checkpoint.training
+
+
+def _read_exported(path: Path) -> tuple[Any, dict[str, Any]]:
+    """Return a model.pt and what its card tells of the training; the card's own word is what it predicts."""
     from forcefield_ml.deploy import bundle
 
     card, module, _ = bundle.read(path)
-    if card["predicts"] not in ("total", "magnitude"):
-        raise ForceModeError(
-            f"{path} predicts {card['predicts']!r}, the dataset holds total forces: the two cannot be compared. "
-            "Give a model that predicts 'total'"
-        )
-    frames.require_species(card["species"])
+    told = {key: card[key] for key in ("predicts", "target_atoms", "species")}
+    return module, {**card["training"], **told}
+
+
+def _exported(module: Any, training: dict[str, Any], frames: ForceDataset) -> predict.Predictor:
+    frames.require_species(training["species"])
 
     def predictor(item: int) -> Prediction:
         sample = frames[item]
@@ -172,4 +215,4 @@ def _exported(path: Path, frames: ForceDataset) -> tuple[predict.Predictor, dict
             raise DatasetError(f"frame {sample.frame} of {sample.entry.name}: {reason}") from None
         return prediction
 
-    return predictor, card["training"]
+    return predictor

@@ -16,7 +16,7 @@ import torch
 
 from forcefield_ml import models
 from forcefield_ml.config import dump_config
-from forcefield_ml.data import BatchSource, BatchStream, ForceDataset
+from forcefield_ml.data import BatchSource, BatchStream, ForceDataset, Target
 from forcefield_ml.errors import ConfigError
 from forcefield_ml.progress import ProgressLine, duration
 from forcefield_ml.training import checkpoint as files
@@ -111,11 +111,17 @@ def train(config: TrainingConfig, quiet: bool = False) -> TrainingResult:
     trainer_settings = processes.trainer_settings(cuda)
     model_config = models.parse_config(dict(config.model))
     config = config.model_copy(update={"model": model_config.model_dump(mode="json")})
-    training = ForceDataset(config.dataset, "train")
-    validation = ForceDataset(config.dataset, "validation")
+    target = Target(config.target, config.target_atoms)
+    training = ForceDataset(config.dataset, "train", target)
+    validation = ForceDataset(config.dataset, "validation", target)
     training.require_frames()
     torch.manual_seed(config.seed)
     model = models.build(model_config)
+    if model.predicts != "forces" and target.supplied is not None:
+        raise ConfigError(
+            f"target {config.target!r} is a vector to which another is added, but this model predicts magnitudes alone "
+            "(order 0). Set target: total, or choose an order above 0"
+        )
     for split in (training, validation):
         split.require_species(model.capabilities.elements)
     former = _former_run(config, training, processes.size)
@@ -143,6 +149,7 @@ def train(config: TrainingConfig, quiet: bool = False) -> TrainingResult:
             config.seed,
             cache_bytes=config.cache_mb << 20,
             pairs_per_batch=config.pairs_per_batch,
+            marked_share=config.solute_share,
         )
         for split in (training, validation)
     ]
@@ -188,6 +195,10 @@ def _card(config: TrainingConfig, training: ForceDataset, scale: float, n_proces
         "dataset_sha256": training.content_sha256,
         "protocol": training.protocol,
         "force_field": training.force_field,
+        "predicts": training.target.name,
+        "target_atoms": training.target.atoms,
+        "reciprocal": training.reciprocal(),
+        "mm_force_field": training.mm_force_field(),
         "recipe": _recipe(config),
         "seed": config.seed,
         "scale": scale,

@@ -20,7 +20,7 @@ Predictor = Callable[[int], Prediction]
 
 @dataclass
 class PerAtom:
-    """True and predicted forces on the target atoms of a split.
+    """True and predicted forces on the target atoms of a split, with what is supplied besides the network.
 
     Parameters
     ----------
@@ -28,6 +28,10 @@ class PerAtom:
         (n, 3) true forces, kJ/mol/nm.
     predicted
         (n, 3) forces, or (n,) magnitudes of a model of order 0, kJ/mol/nm.
+    supplied
+        (n, 3), the part of both that is not the network's; zero where the network gives all.
+    marked
+        (n,) bool, the atoms that models are judged by.
     species
         (n,) atomic numbers.
     entry
@@ -38,9 +42,16 @@ class PerAtom:
 
     target: NDArray[np.float32]
     predicted: NDArray[np.float32]
+    supplied: NDArray[np.float32]
+    marked: NDArray[np.bool_]
     species: NDArray[np.uint8]
     entry: NDArray[np.int32]
     entries: list[str]
+
+    def where(self, chosen: NDArray[np.bool_]) -> PerAtom:
+        """Return the chosen (n,) bool atoms alone."""
+        arrays = {name: value[chosen] for name, value in vars(self).items() if name != "entries"}
+        return PerAtom(**arrays, entries=self.entries)
 
     def save(self, path: Path | str) -> None:
         """Write the arrays as .npz, under the names of the fields, for the figures."""
@@ -104,7 +115,7 @@ def run(
     """
     names = [entry.name for entry in dataset.entries]
     number = {name: index for index, name in enumerate(names)}
-    targets, predictions, species, entries = [], [], [], []
+    parts: list[PerAtom] = []
     for item in range(len(dataset)) if items is None else items:
         sample = dataset[item]
         mask = sample.entry.target_mask
@@ -112,11 +123,15 @@ def run(
         given = prediction.forces if prediction.forces is not None else prediction.magnitude
         if given is None:
             raise ValueError("the model predicts neither forces nor magnitudes; there is nothing to compare")
-        targets.append(sample.forces[mask])
-        predictions.append(given.detach().cpu().numpy().astype(np.float32))
-        species.append(sample.entry.species[mask])
-        entries.append(np.full(int(mask.sum()), number[sample.entry.name], dtype=np.int32))
+        target, predicted = sample.forces[mask], given.detach().cpu().numpy().astype(np.float32)
+        supplied = np.zeros_like(target) if sample.supplied is None else sample.supplied[mask]
+        if sample.supplied is not None:
+            target, predicted = target + supplied, predicted + supplied
+        entry = np.full(int(mask.sum()), number[sample.entry.name], dtype=np.int32)
+        marked, species = sample.entry.marked[mask], sample.entry.species[mask]
+        parts.append(PerAtom(target, predicted, supplied, marked, species, entry, names))
         done(sample)
-    return PerAtom(
-        np.concatenate(targets), np.concatenate(predictions), np.concatenate(species), np.concatenate(entries), names
-    )
+    arrays = {
+        name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0]) if name != "entries"
+    }
+    return PerAtom(**arrays, entries=names)

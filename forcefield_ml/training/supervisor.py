@@ -183,8 +183,9 @@ class Supervisor(lightning.Callback):
         share = items[self.processes.rank :: self.processes.size]
         with self.average.applied(model):
             own = predict.run(dataset, predict.model_predictor(model, self.validation), share) if share else None
-        parts = [part for part in self.processes.gather((own.target, own.predicted) if own else None) if part]
-        target, predicted = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        kept = (own.target, own.predicted, own.marked) if own else None
+        parts = [part for part in self.processes.gather(kept) if part]
+        target, predicted, marked = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         given = torch.from_numpy(predicted)
         vectors = given.ndim == 2
         prediction = Prediction(given if vectors else None, None if vectors else given, None)
@@ -194,7 +195,7 @@ class Supervisor(lightning.Callback):
                 f"the validation loss after {self.n_batches} batches is {loss}. Lower learning_rate "
                 f"(now {self.config.learning_rate}) and give another output folder"
             )
-        metrics = with_naive(predicted, target)
+        metrics = with_naive(predicted[marked], target[marked])
         self.metrics = {
             **metrics,
             "split": "validation",

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from forcefield_ml import pretrained
 from forcefield_ml.config import StrictConfig, parse_config
+from forcefield_ml.data.target import Target
 from forcefield_ml.errors import ConfigError, UnstableError
 from forcefield_ml.files import write_whole
 from forcefield_ml.validation.report import Judged, ReportInputs, write_report
@@ -82,7 +83,7 @@ def validate(config: ValidationConfig, message: Message = print) -> tuple[Path, 
     judged = [_judge(path, dataset, split, config.output) for path in (config.model, *config.also)]
     if config.steps is not None:
         simulations.append(_short_simulation(config, message))
-    frames = ForceDataset(dataset, split)
+    frames = ForceDataset(dataset, split, _target(config.model))
     found = symmetry(load_module(config.model), frames[0], config.seed)
     per_atom = _stem(config.model, dataset, split, config.output).with_suffix(".npz")
     commands = _commands(config, simulations)
@@ -151,12 +152,20 @@ def label_structure(config: ValidationConfig, message: Message) -> Path:
     from data_pipeline.dataset.pack import PackedEntry, pack
     from data_pipeline.errors import PipelineError
     from data_pipeline.labels.label import describe, label
+    from data_pipeline.schema import ENTRY_FIELDS
     from data_pipeline.systems.build import DEFAULT_FORCE_FIELD, protein_mask
     from data_pipeline.systems.sample import relax, sample_thermal
     from forcefield_ml.simulation.build import solvated
 
     source = hashlib.sha256(config.input.read_bytes()).hexdigest()
-    settings = json.dumps({"input": source, "frames": config.frames, "seed": config.seed}, sort_keys=True)
+    target = _target(config.model)
+    if target.name == "reference_minus_mm":
+        raise ConfigError(
+            f"{config.model} predicts a reference minus an MM force field, and validate labels structures with AMBER14 "
+            "alone. Give a dataset.h5 with that reference: label: {parts: [minus_mm]} in data-pipeline run"
+        )
+    about_frames = {"input": source, "frames": config.frames, "seed": config.seed, "parts": target.parts}
+    settings = json.dumps(about_frames, sort_keys=True)
     path = config.output / "input.h5"
     if path.is_file():
         with h5py.File(path) as file:
@@ -170,7 +179,8 @@ def label_structure(config: ValidationConfig, message: Message) -> Path:
     residues = list(dict.fromkeys(a.residue for a in prepared.topology.atoms() if mask[a.index]))
     try:
         frames = sample_thermal(prepared, relax(prepared), n_frames=config.frames, seed=config.seed)
-        labels = label(prepared.topology, frames.positions, frames.box)
+        labels = label(prepared.topology, frames.positions, frames.box, wanted=target.parts)
+        parts = {field.name: labels.parts[field.name] for field in ENTRY_FIELDS if field.name in labels.parts}
         fields = {
             **describe(prepared.topology),
             "charges": labels.charges,
@@ -178,8 +188,10 @@ def label_structure(config: ValidationConfig, message: Message) -> Path:
             "box": frames.box,
             "forces": labels.forces,
             "energy": labels.energy,
+            **parts,
         }
         attributes = {
+            **{name: value for name, value in labels.parts.items() if name not in parts},
             "split": "test",
             "cluster": "input",
             "sequence": _sequence(config.input, [residue.name for residue in residues]),
@@ -260,6 +272,13 @@ def _card(model: Path) -> dict[str, Any]:
     if files.is_torchscript(model):
         return bundle.read_card(model)
     return files.as_dict(files.load(model))
+
+
+def _target(model: Path) -> Target:
+    from forcefield_ml.training.checkpoint import target_of
+
+    card = _card(model)
+    return target_of(card if "predicts" in card else card["training"])
 
 
 def _short_simulation(config: ValidationConfig, message: Message) -> dict[str, Any]:

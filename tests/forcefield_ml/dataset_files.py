@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,14 @@ def pair_forces(positions: np.ndarray, species: np.ndarray, box: np.ndarray) -> 
     return forces
 
 
-def write_dataset(path: Path, splits: dict[str, str], n_frames: int = 2, seed: int = 0, n_atoms: int = 100) -> Path:
-    """Write a dataset with one entry per item of `splits` (entry to split) and every required field of the schema."""
+def write_dataset(
+    path: Path, splits: dict[str, str], n_frames: int = 2, seed: int = 0, n_atoms: int = 100, parts: bool = False
+) -> Path:
+    """Write a dataset with one entry per item of `splits` (entry to split) and every required field of the schema.
+
+    With parts, made-up ones: the reciprocal and the MM part are smooth fields of their own, the solute's force is
+    that of its pairs without box and water.
+    """
     random = np.random.default_rng(seed)
     with h5py.File(path, "w") as file:
         values: dict[str, Any] = {
@@ -43,7 +50,7 @@ def write_dataset(path: Path, splits: dict[str, str], n_frames: int = 2, seed: i
             "schema_version": schema.SCHEMA_VERSION,
             "protocol": "thermal",
             "force_field": "analytic",
-            "config": "{}",
+            "config": json.dumps({"label": {"mm_force_field": ["mm.xml"]}}),
             "versions": "{}",
             "content_sha256": f"{seed:064d}",
         }
@@ -51,6 +58,8 @@ def write_dataset(path: Path, splits: dict[str, str], n_frames: int = 2, seed: i
             file.attrs[attribute.name] = values[attribute.name]
         for number, (name, split) in enumerate(splits.items()):
             entry = _entry(random, n_frames, n_atoms + 7 * number)
+            if parts:
+                entry |= _parts(entry)
             group = file.create_group(f"{schema.ENTRIES_GROUP}/{name}")
             for field in (field for field in schema.ENTRY_FIELDS if field.name in entry):
                 group.create_dataset(field.name, data=np.asarray(entry[field.name]).astype(field.dtype))
@@ -66,7 +75,22 @@ def write_dataset(path: Path, splits: dict[str, str], n_frames: int = 2, seed: i
             }
             for attribute in (attribute for attribute in schema.ENTRY_ATTRIBUTES if attribute.required):
                 group.attrs[attribute.name] = attributes[attribute.name]
+            if parts:
+                group.attrs["reciprocal_alpha"] = 4.5
     return path
+
+
+def _parts(entry: dict[str, Any]) -> dict[str, Any]:
+    mask, positions, forces = entry["target_mask"], entry["positions"].astype(float), entry["forces"]
+    alone = np.zeros_like(forces)
+    for frame, places in enumerate(positions):
+        alone[frame, mask] = pair_forces(places[mask], entry["species"][mask].astype(float), 100 * np.eye(3))
+    return {
+        "forces_reciprocal": 40 * np.sin(2 * positions + 1),
+        "forces_minus_mm": 30 * np.cos(3 * positions),
+        "forces_solute": alone,
+        "energy_solute": np.zeros(len(forces)),
+    }
 
 
 def _entry(random: np.random.Generator, n_frames: int, n_atoms: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import os
 import openmm
 import pytest
 import torch
-from deploy_helpers import CONFIGS, FRAGMENT, Deployed, Molecules, make_model, molecules, solvated
+from deploy_helpers import AMBER14, CONFIGS, FRAGMENT, Deployed, Molecules, make_model, molecules, solvated
 from openmm import app
 from pdbfixer import PDBFixer
 
@@ -21,7 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests st
 @pytest.fixture(scope="session")
 def forcefield() -> app.ForceField:
     """AMBER14 with TIP3P-FB."""
-    return app.ForceField("amber14-all.xml", "amber14/tip3pfb.xml")
+    return app.ForceField(*AMBER14)
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from forcefield_ml.deploy import bundle
 from forcefield_ml.deploy.card import CARD_FILE, make_card
 
 FRAGMENT = Path(__file__).parent / "data" / "1aie_351_353.pdb"
+AMBER14 = ["amber14-all.xml", "amber14/tip3pfb.xml"]
 FORCE_RMS = 500.0  # kJ/mol/nm
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -131,3 +132,17 @@ def bare_system(molecules: Molecules) -> openmm.System:
     if molecules.box is not None:
         system.setDefaultPeriodicBoxVectors(*(openmm.Vec3(*row) for row in molecules.box))
     return system
+
+
+def mm_system(molecules: Molecules, forcefield: app.ForceField, **options: Any) -> openmm.System:
+    """Return AMBER14 with PME in a box, without a cutoff in vacuum; flexible unless asked otherwise."""
+    method = {"nonbondedMethod": app.NoCutoff}
+    if molecules.box is not None:
+        method = {"nonbondedMethod": app.PME, "nonbondedCutoff": 0.8 * unit.nanometer}
+    flexible = {"constraints": None, "rigidWater": False, "removeCMMotion": False}
+    return forcefield.createSystem(molecules.topology, **{**method, **flexible, **options})
+
+
+def per_atom(found: np.ndarray, expected: np.ndarray, scale: float) -> float:
+    """Return the largest |found - expected| of an atom over a scale."""
+    return float(np.linalg.norm(found - expected, axis=1).max() / scale)

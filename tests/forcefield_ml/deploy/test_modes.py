@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import openmm
 import pytest
+import torch
 from deploy_helpers import (
+    AMBER14,
     Deployed,
     Molecules,
     bare_system,
@@ -16,31 +17,20 @@ from deploy_helpers import (
     eager_forces,
     forces_of,
     make_model,
+    mm_system,
+    per_atom,
     write_model,
 )
-from openmm import app, unit
+from openmm import app
 
 import forcefield_ml
+from forcefield_ml import models
 from forcefield_ml.errors import BoxError, ForceModeError, TopologyError
 
 pytestmark = pytest.mark.filterwarnings("ignore:this model has forces but no energy")
 
 PER_ATOM = 1e-4
 """|difference| on an atom over the root mean square MM force, single precision MM taken twice."""
-
-
-def mm_system(molecules: Molecules, forcefield: app.ForceField, **options: Any) -> openmm.System:
-    """Return AMBER14 with PME in a box, without a cutoff in vacuum; flexible unless asked otherwise."""
-    method = {"nonbondedMethod": app.NoCutoff}
-    if molecules.box is not None:
-        method = {"nonbondedMethod": app.PME, "nonbondedCutoff": 0.8 * unit.nanometer}
-    flexible = {"constraints": None, "rigidWater": False, "removeCMMotion": False}
-    return forcefield.createSystem(molecules.topology, **{**method, **flexible, **options})
-
-
-def per_atom(found: np.ndarray, expected: np.ndarray, scale: float) -> float:
-    """Return the largest |found - expected| of an atom over a scale."""
-    return float(np.linalg.norm(found - expected, axis=1).max() / scale)
 
 
 @pytest.mark.parametrize("platform", ["Reference", "CPU"])
@@ -156,29 +146,84 @@ def test_correction(dry: Molecules, forcefield: app.ForceField, tmp_path: Path) 
     assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 1e-4
 
 
+@pytest.mark.parametrize("target_atoms", ["solute", "all"])
+def test_correction_in_water(target_atoms: str, wet: Molecules, forcefield: app.ForceField, tmp_path: Path) -> None:
+    """The network's force comes on top of MM on the atoms that the card names, and on these alone."""
+    path = write_model(tmp_path, predicts="reference_minus_mm", target_atoms=target_atoms)
+    system = mm_system(wet, forcefield)
+    mm, network = forces_of(context_of(system, wet, "Reference")), eager_forces(make_model("fast"), wet)
+    expected = mm.copy()
+    chosen = wet.solute if target_atoms == "solute" else range(len(mm))
+    expected[chosen] += network[chosen]
+    forcefield_ml.load(path).add_to_system(system, wet.topology, mode="correction")
+    found = forces_of(context_of(system, wet, "Reference"))
+    assert per_atom(found, expected, float(np.sqrt((mm**2).sum(1).mean()))) < PER_ATOM
+
+
+@pytest.mark.parametrize("backend", ["pythonforce", "torchforce"])
+def test_system(backend: str, wet: Molecules, tmp_path: Path) -> None:
+    """Every atom, water and ions included, feels the network and nothing else."""
+    model = forcefield_ml.load(write_model(tmp_path, target_atoms="all"))
+    found = forces_of(context_of(model.create_system(wet.topology, backend=backend), wet, "Reference"))
+    expected = eager_forces(make_model("fast"), wet)
+    assert per_atom(found, expected, float(np.sqrt((expected**2).sum(1).mean()))) < PER_ATOM
+
+
+def test_a_model_of_the_solute_alone_sees_nothing_else(wet: Molecules, tmp_path: Path) -> None:
+    """The bare force, and forces without OpenMM, are those of the solute without water, too."""
+    model = forcefield_ml.load(write_model(tmp_path, predicts="solute_alone"))
+    system = bare_system(wet)
+    system.addForce(model.create_force(wet.topology))
+    expected = np.zeros((len(wet.positions), 3))
+    expected[wet.solute] = solute_network(wet)
+    scale = float(np.sqrt((expected[wet.solute] ** 2).sum(1).mean()))
+    assert per_atom(forces_of(context_of(system, wet, "Reference")), expected, scale) < PER_ATOM
+    for options in ({}, {"atoms": wet.solute}):
+        found = model.forces(wet.positions, wet.box, topology=wet.topology, **options)
+        assert per_atom(found, expected[wet.solute], scale) < PER_ATOM
+    in_water = eager_forces(make_model("fast"), wet)[wet.solute]
+    assert per_atom(in_water, expected[wet.solute], scale) > 100 * PER_ATOM, "control: water makes a difference"
+
+
+def solute_network(molecules: Molecules) -> np.ndarray:
+    """Return the eager model's forces on the solute without anything else, (n, 3)."""
+    species = torch.tensor([a.element.atomic_number for a in molecules.topology.atoms()])[molecules.solute]
+    positions = torch.tensor(molecules.positions[molecules.solute], dtype=torch.float32)
+    model = make_model("fast")
+    with torch.no_grad():
+        layers = [len(species)] * model.capabilities.n_layers
+        found = model(models.Atoms(species), model.search()(positions, None), layers).forces
+    return found.double().numpy()
+
+
 ALLOWED = {
     ("total", "solute"): {"solute"},
     ("total", "all"): {"solute", "system"},
+    ("total_minus_reciprocal", "solute"): {"solute"},
+    ("total_minus_reciprocal", "all"): {"solute", "system"},
     ("solute_alone", "solute"): {"embedded"},
     ("reference_minus_mm", "solute"): {"correction"},
+    ("reference_minus_mm", "all"): {"correction"},
 }
 
 
 @pytest.mark.parametrize("predicts, target_atoms", ALLOWED)
 def test_the_card_decides(
-    predicts: str, target_atoms: str, dry: Molecules, forcefield: app.ForceField, tmp_path: Path
+    predicts: str, target_atoms: str, wet: Molecules, forcefield: app.ForceField, tmp_path: Path
 ) -> None:
     """Each card admits its own modes and no other; the refusal of a known mode names what the card says."""
-    model = forcefield_ml.load(write_model(tmp_path, predicts=predicts, target_atoms=target_atoms))
+    reciprocal = {"alpha": 4.5, "force_field": AMBER14} if predicts == "total_minus_reciprocal" else None
+    path = write_model(tmp_path, predicts=predicts, target_atoms=target_atoms, reciprocal=reciprocal)
+    model = forcefield_ml.load(path)
     for mode in ("system", "solute", "embedded", "correction"):
-        system = bare_system(dry) if mode == "system" else mm_system(dry, forcefield)
+        system = bare_system(wet) if mode == "system" else mm_system(wet, forcefield)
         if mode in ALLOWED[predicts, target_atoms]:
-            model.add_to_system(system, dry.topology, mode=mode)
+            model.add_to_system(system, wet.topology, mode=mode)
         else:
             with pytest.raises(ForceModeError, match="card"):
-                model.add_to_system(system, dry.topology, mode=mode)
+                model.add_to_system(system, wet.topology, mode=mode)
     with pytest.raises(ForceModeError, match="Did you mean 'solute'"):
-        model.add_to_system(bare_system(dry), dry.topology, mode="solut")
+        model.add_to_system(bare_system(wet), wet.topology, mode="solut")
 
 
 def test_create_system_sends_a_solute_model_to_add_to_system(dry: Molecules, deployed: dict[str, Deployed]) -> None:
