@@ -78,9 +78,9 @@ class ForcefieldMLCalculator(Calculator):
         check_mode(self.model.card, mode)
         if self.model.needs_reciprocal:
             raise ForceModeError(
-                "this model leaves the reciprocal-space sum of the Coulomb force to OpenMM, which ASE does not have: its "
-                "forces alone would be wrong. Use it in OpenMM (model.create_system, model.add_to_system), or take a "
-                "model that predicts 'total'"
+                "this model leaves the reciprocal-space sum of the Coulomb force to OpenMM, which ASE does not have: "
+                "its forces alone would be wrong. Use it in OpenMM (model.create_system, model.add_to_system), or take "
+                "a model that predicts 'total'"
             )
         if mode == "solute" and targets is None:
             raise ForceModeError(

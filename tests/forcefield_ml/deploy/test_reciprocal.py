@@ -215,7 +215,7 @@ def test_ase_has_no_such_sum(model: DeployedModel) -> None:
 
 
 def test_openmm_ml_brings_the_sum(model: DeployedModel, wet: Molecules) -> None:
-    """createSystem of openmm-ml's form gives the forces of ours, with the charges it is given."""
+    """What openmm-ml's createSystem makes gives the forces of ours, with the charges it is given."""
     openmmml = pytest.importorskip("openmmml")
     charges = np.linspace(-0.5, 0.5, len(wet.positions))
     potential = openmmml.MLPotential("forcefield-ml", model=str(model.path))
