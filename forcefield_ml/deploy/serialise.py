@@ -24,6 +24,7 @@ OWN = {
     ("forcefield_ml.deploy.openmm_force", "ModelCallable"),
     ("forcefield_ml.deploy.mm", "SubtractMM"),
     ("forcefield_ml.deploy.mm", "AddToSolute"),
+    ("forcefield_ml.deploy.mm", "AddToSolute"),
 }
 """Module and name of what a PythonForce of ours calls; nothing else is unpickled."""
 

@@ -164,6 +164,23 @@ def test_xml_of_openmm_is_read_unchanged(wet: Molecules, forcefield: app.ForceFi
         forcefield_ml.read_system(openmm.XmlSerializer.serialize(openmm.LangevinMiddleIntegrator(300, 1, 0.001)))
 
 
+def test_every_callable_of_ours_is_read() -> None:
+    """What any force of ours calls can be stored and read: a new class in deploy must join `serialise.OWN`."""
+    from forcefield_ml.deploy import mm, openmm_force
+
+    found = {
+        (module.__name__, name)
+        for module in (mm, openmm_force)
+        for name, kind in vars(module).items()
+        if isinstance(kind, type) and kind.__module__ == module.__name__ and "__getstate__" in dir(kind)
+        if "__call__" in dir(kind) and "__setstate__" in dir(kind) and not kind.__subclasses__()
+    }
+    assert found == serialise.OWN
+    for kind in (mm.SubtractMM, mm.AddToSolute):
+        text = with_pickle(pickle.dumps(kind(openmm.XmlSerializer.serialize(openmm.System()), [0], False)))
+        assert type(pickle_of(forcefield_ml.read_system(text))) is kind
+
+
 def test_unreadable_xml(tmp_path: Path) -> None:
     """A missing file, damaged XML, and a plugin's force each end in a message that says so."""
     for source, message in (
