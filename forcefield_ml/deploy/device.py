@@ -7,8 +7,8 @@ from forcefield_ml.errors import ConfigError, ModelFileError
 GPU_PLATFORMS = ("CUDA", "OpenCL", "HIP")
 """Platforms of OpenMM that keep atoms on a GPU; OpenCL may also be a CPU in disguise."""
 
-TORCH_WITH_CUDA = 'pip install --force-reinstall "torch==2.9.1" --index-url https://download.pytorch.org/whl/cu128'
-OPENMM_WITH_CUDA = 'pip install "openmm[cuda12]"'
+TORCH_WITH_CUDA = 'pip install "torch===2.9.1"'
+"""The build on PyPI has CUDA 12; three equal signs, since a 2.9.1+cpu would pass for 2.9.1."""
 
 
 def choose_device(wanted: str = "auto") -> str:
@@ -42,6 +42,12 @@ def why_no_cuda() -> str:
         f"This torch ({torch.__version__}) is built for CUDA {torch.version.cuda} but sees no device: is there a GPU, "
         "does nvidia-smi list it, is its driver recent enough, is CUDA_VISIBLE_DEVICES empty?"
     )
+
+
+def openmm_with_cuda() -> str:
+    """Return the command that gives OpenMM its CUDA platform, of the CUDA that torch is built for."""
+    major = (torch.version.cuda or "12").split(".")[0]
+    return f'pip install "openmm[cuda{major}]>=8.6.1"'
 
 
 def check_precision(dtype: torch.dtype, source: str) -> None:
@@ -83,7 +89,7 @@ def mismatch(platform: str, device: str) -> str:
         mend = (
             "make the Context with openmm.Platform.getPlatformByName('CUDA')"
             if "CUDA" in there
-            else f"OpenMM has no CUDA platform here: {OPENMM_WITH_CUDA}"
+            else f"OpenMM has no CUDA platform here: {openmm_with_cuda()}"
         )
         return (
             f"the model runs on {device}, OpenMM on its {platform} platform: positions and forces travel between the "

@@ -95,7 +95,7 @@ def check(
     for force in system.getForces():
         if energyless and class_name(force) in BAROSTATS:
             raise ForceModeError(barostat_message(class_name(force)))
-    step_check = _StepCheck(integrator, [model.force.getForceGroup() for model in models], free_atoms(system))
+    step_check = _StepCheck(integrator, [model.force.getForceGroup() for model in models], free_atoms(system, topology))
     step_check.now(stacklevel=3)
     _check_groups(system, integrator)
     for model in models:

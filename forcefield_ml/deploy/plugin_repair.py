@@ -17,7 +17,8 @@ import torch  # noqa: F401  makes the libraries known that the plugin needs
 
 from forcefield_ml.errors import ForcefieldMLError
 
-INSTALL = 'pip install "openmmtorch==1.5" "torch==2.9.1"'
+INSTALL = 'pip install "openmmtorch==1.5" "torch===2.9.1"'
+"""Three equal signs: a build for the CPU alone, 2.9.1+cpu, would pass for 2.9.1; it lacks what TorchForce needs."""
 
 
 def plugins_folder() -> Path:
@@ -80,8 +81,6 @@ def import_torchforce() -> ModuleType:
     ForcefieldMLError
         If it is not installed or its kernels do not load; the message says which and what to do.
     """
-    import openmm
-
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)  # it warns that its own import of simtk is deprecated
     try:
@@ -93,16 +92,38 @@ def import_torchforce() -> ModuleType:
         ) from None
     finally:
         logging.disable(disabled)
-    reference = plugins_folder() / "libOpenMMTorchReference.so"
+    reload_torch_plugins()
+    return openmmtorch
+
+
+@lru_cache(maxsize=1)
+def reload_torch_plugins() -> tuple[str, ...]:
+    """Load the plugins of TorchForce that failed to load when OpenMM was imported.
+
+    Returns
+    -------
+    tuple
+        File names of those that load now.
+
+    Raises
+    ------
+    ForcefieldMLError
+        If the one for the Reference and CPU platforms does not.
+    """
+    import openmm
+
+    mended = []
     for plugin in sorted(plugins_folder().glob("libOpenMMTorch*.so")):
         if not any(plugin.name in message for message in failed_torch_plugins()):
             continue
         try:
             openmm.Platform.loadPluginLibrary(str(plugin))
         except Exception as error:
-            if plugin == reference:  # the others serve GPUs, which need not be there
+            if "Reference" in plugin.name:  # the others serve GPUs, which need not be there
                 raise ForcefieldMLError(
                     f"the kernels of TorchForce do not load ({error}). Its release fits torch 2.9 alone: {INSTALL} - "
                     'or use backend="pythonforce", which works with any torch'
                 ) from None
-    return openmmtorch
+            continue
+        mended.append(plugin.name)
+    return tuple(mended)

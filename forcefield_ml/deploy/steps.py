@@ -13,6 +13,7 @@ from typing import Any
 import openmm
 
 from forcefield_ml import units
+from forcefield_ml.deploy.stability import name_atoms
 from forcefield_ml.errors import ForceModeError
 
 WARN_STEP, LONGEST_STEP = 1.0, 2.0
@@ -32,10 +33,18 @@ class FreeAtoms:
         Its mass in u; infinite where every moving particle is held.
     atom
         Its index.
+    name
+        For messages.
     """
 
     lightest: float
     atom: int
+    name: str = "an atom"
+
+    @property
+    def label(self) -> str:
+        """Name and mass."""
+        return f"{self.name} of {self.lightest:.3g} u"
 
     @property
     def stretch(self) -> float:
@@ -45,13 +54,15 @@ class FreeAtoms:
         return math.sqrt(_reduced(self.lightest) / _reduced(HYDROGEN))
 
 
-def free_atoms(system: openmm.System) -> FreeAtoms:
+def free_atoms(system: openmm.System, topology: Any = None) -> FreeAtoms:
     """Return the lightest particle that moves and that no constraint holds.
 
     Parameters
     ----------
     system
         With masses, heavy hydrogens included.
+    topology
+        To name it by, or None.
     """
     held = {i for k in range(system.getNumConstraints()) for i in system.getConstraintParameters(k)[:2]}
     lightest, atom = math.inf, -1
@@ -59,7 +70,7 @@ def free_atoms(system: openmm.System) -> FreeAtoms:
         mass = float(units.strip(system.getParticleMass(i), "dalton"))
         if 0 < mass < lightest and i not in held:
             lightest, atom = mass, i
-    return FreeAtoms(lightest, atom)
+    return FreeAtoms(lightest, atom, name_atoms([atom] if atom >= 0 else [], topology))
 
 
 def check_step(integrator: openmm.Integrator, group: int, free: FreeAtoms, stacklevel: int = 2) -> None:
@@ -95,18 +106,17 @@ def check_step(integrator: openmm.Integrator, group: int, free: FreeAtoms, stack
             )
         elif 1000 * step > LONGEST_STEP * free.stretch * (1 + 1e-6):
             raise ForceModeError(
-                f"the {name} moves atoms for {1000 * step:.3g} fs from one evaluation of the model to the next, but no "
-                f"constraint holds atom {free.atom} (mass {free.lightest:.3g} u): at most "
-                f"{LONGEST_STEP * free.stretch:.2g} fs is possible, {WARN_STEP / 2:g} to {WARN_STEP:g} fs is right. "
-                "Use a smaller step, integrator.setStepSize(0.0005) (ps), or heavier hydrogens, "
+                f"the {name} evaluates the model every {1000 * step:.3g} fs, but no constraint holds {free.label}: at "
+                f"most {LONGEST_STEP * free.stretch:.2g} fs is possible, {WARN_STEP / 2:g} to {WARN_STEP:g} fs is "
+                "right. Use a smaller step, integrator.setStepSize(0.0005) (ps), or heavier hydrogens, "
                 "forcefield.createSystem(..., hydrogenMass=3*unit.amu); constraints are no way out, since models are "
                 "trained on forces of flexible molecules"
             )
         elif 1000 * step > WARN_STEP * free.stretch * (1 + 1e-6):
             warnings.warn(
-                f"a time step of {1000 * step:.3g} fs is long for bonds that no constraint holds (atom {free.atom} has "
-                f"a mass of {free.lightest:.3g} u): up to {WARN_STEP * free.stretch:.2g} fs is usual, "
-                f"{WARN_STEP * free.stretch / 2:.2g} fs is safe",
+                f"a time step of {1000 * step:.3g} fs is long for bonds that no constraint holds, as that of "
+                f"{free.label}: up to {WARN_STEP * free.stretch:.2g} fs is usual, {WARN_STEP * free.stretch / 2:.2g} "
+                "fs is safe",
                 stacklevel=stacklevel + 1,
             )
 

@@ -37,7 +37,7 @@ def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"built for CUDA 12.8 but sees no device.*nvidia-smi"):
         device.choose_device("cuda")
     gpus(monkeypatch, 0, None)
-    with pytest.raises(ConfigError, match=r"built for the CPU alone.*pip install.*download.pytorch.org"):
+    with pytest.raises(ConfigError, match=r"built for the CPU alone.*pip install \"torch===2"):
         device.choose_device("cuda")
     with pytest.raises(ConfigError, match="Allowed: auto, cpu"):
         device.choose_device("mps")
@@ -49,7 +49,7 @@ def test_model_and_openmm_on_different_hardware(monkeypatch: pytest.MonkeyPatch)
     names = ["Reference", "CPU"]
     monkeypatch.setattr(openmm.Platform, "getNumPlatforms", lambda: len(names))
     monkeypatch.setattr(openmm.Platform, "getPlatform", lambda i: type("P", (), {"getName": lambda self: names[i]})())
-    assert 'pip install "openmm[cuda12]"' in device.mismatch("CPU", "cuda")
+    assert 'pip install "openmm[cuda12]>=8.6.1"' in device.mismatch("CPU", "cuda")
     names.append("CUDA")
     assert "getPlatformByName('CUDA')" in device.mismatch("Reference", "cuda:0")
     assert "device='cuda'" in device.mismatch("CUDA", "cpu")

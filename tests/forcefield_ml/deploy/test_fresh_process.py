@@ -12,8 +12,6 @@ from typer.testing import CliRunner
 
 from forcefield_ml import models
 from forcefield_ml.cli import app as cli
-from forcefield_ml.deploy import doctor
-from forcefield_ml.kernels.compiler import find_compiler
 from forcefield_ml.training import checkpoint as checkpoints
 
 
@@ -52,38 +50,3 @@ def test_export_command(tmp_path: Path) -> None:
     assert (
         refused.returncode == 1 and refused.stderr.startswith("forcefield-ml: ") and "Traceback" not in refused.stderr
     )
-
-
-def test_doctor_finds_a_healthy_installation() -> None:
-    """The doctor has tried both backends, and its JSON is one object."""
-    result = CliRunner().invoke(cli, ["doctor", "--json"])
-    diagnosis = json.loads(result.stdout)
-    assert result.exit_code == 0 and diagnosis["healthy"]
-    status = {finding["name"]: finding["status"] for finding in diagnosis["findings"]}
-    assert status["pythonforce"] == status["torchforce"] == status["kernels"] == "ok"
-    assert {"Reference", "CPU"} <= set(diagnosis["platforms"])
-
-
-def test_doctor_finds_a_broken_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A backend that gives wrong forces, one that raises and missing programs are found, with what mends them."""
-
-    def broken(backend: str) -> dict[str, float]:
-        if backend == "torchforce":
-            raise RuntimeError("no kernels")
-        return {"Reference": 0.5}
-
-    monkeypatch.setattr(doctor, "_try_backend", broken)
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
-    find_compiler.cache_clear()
-    result = CliRunner().invoke(cli, ["doctor"])
-    find_compiler.cache_clear()
-    assert result.exit_code == 1
-    for expected in (
-        "wrong forces",
-        "no kernels",
-        "pip install",
-        "apt-get install ncbi-blast+",
-        "apt-get install gcc",
-        "something needed",
-    ):
-        assert expected in result.stdout

@@ -53,9 +53,9 @@ def test_limits(femtoseconds: float, expected: str) -> None:
 
 def test_constraints_and_heavy_hydrogens() -> None:
     """The lightest particle that moves and that nothing holds decides; a heavier one allows a longer step."""
-    assert free_atoms(system_of(12, 1.008, 16, 1.008, constraints=((0, 1),))) == FreeAtoms(1.008, 3)
+    assert free_atoms(system_of(12, 1.008, 16, 1.008, constraints=((0, 1),))) == FreeAtoms(1.008, 3, "atom 3")
     held = free_atoms(system_of(12, 1.008, 0, 16, constraints=((0, 1),)))
-    assert held == FreeAtoms(16, 3)
+    assert held == FreeAtoms(16, 3, "atom 3")
     assert verdict(openmm.VerletIntegrator(0.002), held) == ""
     everything = free_atoms(system_of(12, 1.008, constraints=((0, 1),)))
     assert verdict(openmm.VerletIntegrator(0.004), everything) == ""
