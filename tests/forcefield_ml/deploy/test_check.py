@@ -144,9 +144,7 @@ def test_time_steps(wet: Molecules, mixed: Callable[..., openmm.System]) -> None
     simulation.integrator.setStepSize(0.0005)
     simulation.step(1)
     simulation.integrator.setStepSize(0.004)
-    with pytest.raises(
-        ForceModeError, match=r"every 4 fs, but no constraint holds \w+:\w+ \(\d+\) of 1\.01 u"
-    ):
+    with pytest.raises(ForceModeError, match=r"every 4 fs, but no constraint holds \w+:\w+ \(\d+\) of 1\.01 u"):
         simulation.step(1)
     with pytest.raises(ForceModeError, match="3 fs"):
         forcefield_ml.check(simulation_of(mixed(), wet, openmm.VerletIntegrator(0.003)))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import numpy as np
 import openmm
 import pytest
-from deploy_helpers import Deployed, Molecules
+from deploy_helpers import Deployed, Molecules, bare_system, context_of
 from openmm import app, unit
 
 import forcefield_ml
@@ -127,3 +128,18 @@ def test_check_refuses_the_minimiser(wet: Molecules, forcefield: app.ForceField,
     assert forcefield_ml.check(simulation) is simulation
     with pytest.raises(ForceModeError, match=r"fire\.minimise"):
         simulation.minimizeEnergy(maxIterations=1)
+
+
+@pytest.mark.parametrize("backend", ["pythonforce", "torchforce"])
+def test_one_warning_about_the_energy(backend: str, dry: Molecules, deployed: dict[str, Deployed]) -> None:
+    """A Context with a model without an energy says once that minimisers need one; OpenMM's moves nothing."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        system = bare_system(dry)
+        system.addForce(forcefield_ml.load(deployed["fast"].path).create_force(dry.topology, backend=backend))
+        context = context_of(system, dry, "Reference")
+        before = context.getState(positions=True).getPositions(asNumpy=True)._value
+        openmm.LocalEnergyMinimizer.minimize(context, 1.0, 20)
+    assert [str(w.message)[:43] for w in caught] == ["this model has forces but no energy: LocalE"]
+    after = context.getState(positions=True).getPositions(asNumpy=True)._value
+    assert np.allclose(after, before, atol=1e-6), "OpenMM's minimiser works: drop the warning"
