@@ -236,7 +236,9 @@ def look_at_ase() -> Finding:
     """Look for ASE, which the calculator needs."""
     if _version("ase"):
         return Finding("ase", OK, _version("ase"))
-    return Finding("ase", OPTIONAL, "not installed: there is no ASE calculator, the rest works", "pip install ase")
+    return Finding(
+        "ase", OPTIONAL, "not installed: there is no ASE calculator, the rest works", 'pip install "ase>=3.25"'
+    )
 
 
 def _version(name: str) -> str:

@@ -87,7 +87,7 @@ def test_without_openmmtorch_and_friends(tmp_path: Path) -> None:
     for name, mend in (
         ("torchforce", plugin_repair.INSTALL),
         ("openmm-ml", 'pip install "openmmml>=1.8"'),
-        ("ase", "pip install ase"),
+        ("ase", 'pip install "ase>=3.25"'),
     ):
         assert (found[name]["status"], found[name]["mend"]) == ("optional", mend)
 
