@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import platform
 from datetime import UTC, datetime
-from importlib import metadata
 from typing import Any
 
 import forcefield_ml
 from forcefield_ml.data.target import TARGET_ATOMS, TARGET_NAMES
 from forcefield_ml.errors import ModelFileError, closest
+from forcefield_ml.versions import package_versions
 
 FORMAT = "forcefield-ml-model"
 FORMAT_VERSION = 1
@@ -47,19 +46,6 @@ KEYS: dict[str, tuple[type, str]] = {
     "created_with": (str, "program and version, date"),
 }
 """Key, type and meaning; every key is required."""
-
-PACKAGES = ("torch", "numpy", "openmm", "openmmtorch", "vesin-torch", "e3nn")
-
-
-def package_versions(names: tuple[str, ...] = PACKAGES) -> dict[str, str]:
-    """Return the versions of the installed packages among those named, without importing them."""
-    versions = {"forcefield_ml": forcefield_ml.__version__, "python": platform.python_version()}
-    for name in names:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def make_card(

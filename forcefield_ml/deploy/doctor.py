@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from forcefield_ml.deploy import findings
-from forcefield_ml.deploy.card import package_versions
+from forcefield_ml.versions import package_versions
 
 PACKAGES = (
     "openmm", "openmm-cuda-12", "openmm-cuda-13", "torch", "openmmtorch", "openmmml", "ase", "vesin-torch", "pdbfixer",

@@ -250,7 +250,7 @@ def _minimised(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _versions(inputs: ReportInputs) -> dict[str, dict[str, str]]:
-    from forcefield_ml.deploy.card import package_versions
+    from forcefield_ml.versions import package_versions
 
     found = {"this page": package_versions(("torch", "openmm", "numpy", "matplotlib", "mdtraj"))}
     trained = inputs.model.card.get("versions", {})
