@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -65,7 +64,7 @@ def load(path: Path | str, device: str = "auto") -> DeployedModel:
     path = pretrained.resolve(path)
     card, module, sha256 = bundle.read(path, device=chosen)
     check_precision(module.precision.dtype, str(path))
-    return DeployedModel(Path(path).resolve(), card, module, sha256, chosen, device)
+    return DeployedModel(Path(path).resolve(), card, sha256, chosen, device)
 
 
 class DeployedModel:
@@ -83,16 +82,12 @@ class DeployedModel:
         Where it runs.
     """
 
-    def __init__(
-        self, path: Path, card: dict[str, Any], module: torch.jit.ScriptModule, sha256: str, device: str, wanted: str
-    ):
+    def __init__(self, path: Path, card: dict[str, Any], sha256: str, device: str, wanted: str):
         self.path = path
         self.card = card
         self.sha256 = sha256
         self.device = device
         self._wanted_device = wanted
-        self._module = module
-        self._loaded: bundle.Loaded | None = None
 
     def __repr__(self) -> str:
         card = self.card
@@ -122,9 +117,8 @@ class DeployedModel:
         targets
             (N,) bool, the atoms to predict; None for all.
         """
-        if self._loaded is None:
-            self._loaded = bundle.Loaded(self._module, bundle.eager(self.card, self._module))
-        return openmm_force.evaluator_of(self._loaded, species, targets)
+        loaded = bundle.read_cached(str(self.path), self.sha256, self.device)
+        return openmm_force.evaluator_of(loaded, species, targets)
 
     def forces(
         self,
@@ -410,6 +404,3 @@ class DeployedModel:
             system.addForce(reciprocal)
         system.addForce(force)
         return system
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> DeployedModel:
-        return copy.copy(self)  # nothing in it changes, and a ScriptModule is costly to copy

@@ -29,6 +29,21 @@ def test_splits_hold_their_own_entries(dataset_path):
     assert sample.box is not None and sample.box.dtype == np.float32
 
 
+def test_residue_names_of_a_split(dataset_path, tmp_path):
+    """The residues of all entries of the split, and of no other, water included."""
+    copy = tmp_path / "copy.h5"
+    shutil.copy(dataset_path, copy)
+    with h5py.File(copy, "r+") as file:
+        for name, residue in (("1aaa", b"HOH"), ("2bbb", b"LYS"), ("5eee", b"TRP")):
+            file[f"entries/{name}/residue_names"][0] = residue
+    assert ForceDataset(copy).residue_names() == ["ALA", "HOH", "LYS"]
+    assert ForceDataset(copy, "test").residue_names() == ["ALA", "TRP"]
+    with h5py.File(copy, "r+") as file:
+        del file["entries/1aaa/residue_names"]
+    with pytest.raises(DatasetError, match="damaged"):
+        ForceDataset(copy).residue_names()
+
+
 def test_scale_is_the_root_mean_square_of_target_forces(dataset_path):
     """Solvent does not count, and each target atom counts once."""
     squares = []

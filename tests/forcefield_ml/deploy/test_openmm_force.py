@@ -239,6 +239,8 @@ def test_pythonforce_runs_on_the_engine(
     forces_of(context)
     (found,) = lists
     assert (found.statistics.steps, found.statistics.rebuilds) == (2, 1)
+    forcefield_ml.load(deployed["fast"].path).forces(wet.positions, wet.box, topology=wet.topology)
+    assert len(lists) == 2, "forces() runs on it, too"
     assert not caplog.records
 
     monkeypatch.setattr(bundle, "_difference", lambda *_: 1.0)  # as if this machine's compiler were wrong
@@ -251,4 +253,4 @@ def test_pythonforce_runs_on_the_engine(
     assert relative(forces_of(with_model(deployed["fast"].path, wet, "pythonforce")), expected) < EXACT
     assert "made by another version" in caplog.text
     bundle.read_cached.cache_clear()
-    assert len(lists) == 1
+    assert len(lists) == 2

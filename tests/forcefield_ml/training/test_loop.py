@@ -174,6 +174,7 @@ def test_checkpoint_tells_what_it_was_trained_on(settings, dataset_path):
     """The card names entries, sequences, data hash, batches and recipe; no path of this machine is in it."""
     training = files.load(run(settings).checkpoint).training
     assert training["entries"] == ["1aaa", "2bbb", "3ccc"] and set(training["sequences"]) == set(training["entries"])
+    assert training["residues"] == ["ALA"]
     assert training["dataset_sha256"] == f"{0:064d}" and training["protocol"] == "thermal"
     assert training["recipe"]["learning_rate"] == 0.02 and training["recipe"]["dataset"] == "dataset.h5"
     assert str(dataset_path.parent) not in str(training)
