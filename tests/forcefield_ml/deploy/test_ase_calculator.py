@@ -21,13 +21,14 @@ from deploy_helpers import (
 from energy_model import write_energy_model
 
 import forcefield_ml
-from forcefield_ml import ForcefieldMLCalculator
 from forcefield_ml.errors import BoxError, ConfigError, ForceModeError, TopologyError, UnstableError
 
 ase = pytest.importorskip("ase", reason='pip install "forcefield-ml[ase]"')
 from ase import units  # noqa: E402
 from ase.calculators.calculator import PropertyNotImplementedError  # noqa: E402
 from ase.constraints import FixAtoms  # noqa: E402
+
+from forcefield_ml.deploy.ase_calculator import ForcefieldMLCalculator, _cell  # noqa: E402
 
 EXACT = 1e-4
 """Relative, float32."""
@@ -178,6 +179,8 @@ def test_cells(change: str, triclinic: Molecules, whole: Path) -> None:
             "permuted": [[0, 0, 1], [1, 0, 0], [0, 1, 0]],
         }[change]
         atoms.set_cell(np.array(rows) @ np.array(atoms.cell))
+    box, rotation = _cell(atoms, 0.0)
+    assert np.linalg.det(rotation) == pytest.approx(1) and np.linalg.det(box) > 0, "turned, never mirrored"
     assert relative(atoms.get_forces() @ back, expected) < EXACT
 
 

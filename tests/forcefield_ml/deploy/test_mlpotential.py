@@ -149,6 +149,8 @@ def test_mixed_system_is_mode_embedded(
     before = openmm.XmlSerializer.serialize(system)
     mixed = potential(alone).createMixedSystem(molecules.topology, system, molecules.solute)
     ours = forcefield_ml.load(alone).add_to_system(system, molecules.topology, mode="embedded")
+    grouped = potential(alone).createMixedSystem(molecules.topology, system, molecules.solute, forceGroup=5)
+    assert [f.getForceGroup() for f in grouped.getForces() if "forcefield_ml" in f.getName()] == [5]
     named = potential(alone).createMixedSystem(molecules.topology, system, molecules.solute, embedding="embedded")
     assert openmm.XmlSerializer.serialize(system) == before
     expected = forces_of(context_of(ours, molecules, platform))
@@ -244,7 +246,7 @@ def test_guards_hold(wet: Molecules, forcefield: app.ForceField, alone: Path, wh
     with pytest.raises(ForceModeError, match="CustomGBForce"):  # openmm-ml would leave the ML atoms in it
         mixed(wet.topology, born, wet.solute)
     twice = mixed(wet.topology, system, wet.solute)
-    with pytest.raises(ForceModeError):
+    with pytest.raises(ForceModeError, match="a model already"):
         mixed(wet.topology, twice, wet.solute)
     residue = wet.topology.addResidue("LIG", wet.topology.addChain())
     try:
