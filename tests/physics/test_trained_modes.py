@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:this model ha
 
 ENTRY = "1ajj"
 TEMPERATURE, FRICTION, STEPS = 50.0, 50.0, 200
-HOTTEST = 400.0
+HOTTEST = 250.0
 """K, of the solute: a bond that breaks heats it beyond within a few steps."""
 
 CORRECTED = ["amber99sbildn.xml", "tip3p.xml"]
