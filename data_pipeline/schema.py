@@ -159,7 +159,7 @@ ENTRY_ATTRIBUTES: tuple[Field, ...] = (
 FILE_ATTRIBUTES: tuple[Field, ...] = (
     Field("format", "str", (), "", "Always `FORMAT`."),
     Field("schema_version", "i8", (), "", "`SCHEMA_VERSION` of the writer."),
-    Field("protocol", "str", (), "", "Name of the sampling protocol: thermal or minimized."),
+    Field("protocol", "str", (), "", "Name of the sampling protocol: thermal or minimized; visited: see origin."),
     Field(
         "force_field",
         "str",
@@ -169,6 +169,14 @@ FILE_ATTRIBUTES: tuple[Field, ...] = (
     ),
     Field("config", "str", (), "", "The resolved configuration, as JSON."),
     Field("versions", "str", (), "", "Versions of the packages that made the labels, as JSON."),
+    Field(
+        "origin",
+        "str",
+        (),
+        "",
+        "Where the frames come from if not from the pipeline's sampling: program, model and settings, as JSON.",
+        required=False,
+    ),
     Field("content_sha256", "str", (), "", "SHA-256 over every entry's fields and attributes, in order of entry."),
     Field(
         "header_sha256", "str", (), "", "SHA-256 over the other attributes of the file, in this order.", required=False

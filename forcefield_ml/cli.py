@@ -1,9 +1,10 @@
-"""`forcefield-ml`: train, evaluate, export, simulate, validate, doctor. Each command parses, configures, calls once."""
+"""`forcefield-ml` and its commands. Each parses, configures, calls once."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -151,6 +152,55 @@ def simulate(
         message=lambda line: typer.echo(line, err=True),
     )
     typer.echo(json.dumps(result, indent=1) if as_json else summary(result, output))
+
+
+@app.command()
+def explore(
+    model: Annotated[Path, typer.Argument(help="model.pt, or the name of one that ships")],
+    dataset: Annotated[Path, typer.Argument(help="dataset.h5 of data-pipeline; its training entries are walked")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="dataset.h5 to write; a killed run goes on")],
+    entry: Annotated[list[str] | None, typer.Option(help="walk this entry only; may be repeated")] = None,
+    runs: Annotated[int, typer.Option(help="of each entry")] = 1,
+    steps: Annotated[int, typer.Option(help="of each run")] = 800,
+    timestep: Annotated[float, typer.Option(help="fs")] = 0.5,
+    temperature: Annotated[float, typer.Option(help="K; above the one of use, so that more is seen")] = 350.0,
+    every: Annotated[int, typer.Option(help="steps between frames that are kept in any case")] = 60,
+    error: Annotated[float, typer.Option(help="kJ/mol/nm on an atom, above which frames are kept more often")] = 2500.0,
+    platform: Annotated[str, typer.Option(help="OpenMM platform of the reference")] = "CPU",
+    seed: Annotated[int, typer.Option(help="of starts, velocities and random forces")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
+) -> None:
+    """Let a model drive the training proteins, and keep the frames it visits with their reference forces.
+
+    Train on them as well (extra_datasets in the training configuration), explore with the new model, and so on:
+    that, not a lower error on thermal frames, keeps dynamics from breaking.
+    """
+    from forcefield_ml.config import parse_config
+    from forcefield_ml.simulation.explore import explore as run
+    from forcefield_ml.simulation.walk import ExploreConfig
+
+    settings = {
+        "model": model,
+        "dataset": dataset,
+        "output": output,
+        "entries": tuple(entry or ()),
+        "runs": runs,
+        "steps": steps,
+        "timestep_fs": timestep,
+        "temperature": temperature,
+        "every": every,
+        "error": error,
+        "platform": platform,
+        "seed": seed,
+    }
+    result = run(parse_config(ExploreConfig, settings, source="explore"))
+    ended = Counter(row["ended"] for row in result["runs"])
+    told = ", ".join(f"{count} {why}" for why, count in ended.most_common())
+    typer.echo(
+        json.dumps(result, indent=1)
+        if as_json
+        else f"{result['output']}: {result['frames']} frames of {len(result['runs'])} runs, which ended by: {told}"
+    )
 
 
 @app.command()

@@ -198,7 +198,7 @@ def _header(report: CheckReport, header: dict[str, Any]) -> PipelineConfig | Non
         where = ".".join(map(str, first["loc"])) or "all of it"
         report.problems.append(f"the file's config is not valid: {where}: {first['msg']}")
         return None
-    if header["protocol"] not in config.sample.protocols:
+    if header["protocol"] not in config.sample.protocols and "origin" not in header:
         report.problems.append(
             f"protocol is {header['protocol']!r}, the config has {', '.join(config.sample.protocols)}"
         )

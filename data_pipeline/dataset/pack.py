@@ -110,7 +110,8 @@ def pack(
                 }
                 values["header_sha256"] = digest_header(values)
                 for declared in FILE_ATTRIBUTES:
-                    file.attrs[declared.name] = _attribute(declared, values, "the file")
+                    if declared.required or declared.name in values:
+                        file.attrs[declared.name] = _attribute(declared, values, "the file")
             disk.check()
     except OSError as error:
         raise PipelineError(_disk_message(error, path)) from error
