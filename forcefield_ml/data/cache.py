@@ -41,7 +41,7 @@ class GraphCache:
 
     def __init__(self, search: NeighbourSearch, n_layers: int, budget: int = 1 << 30):
         self._search, self._n_layers, self._budget = search, n_layers, budget
-        self._graphs: OrderedDict[tuple[str, int], FrameGraph] = OrderedDict()
+        self._graphs: OrderedDict[tuple[str, str, int], FrameGraph] = OrderedDict()
         self._lock = threading.Lock()
         self.size = 0
         self.searches = 0
@@ -64,7 +64,7 @@ class GraphCache:
         DatasetError
             If the neighbours cannot be found: a box that is too small, positions that are not finite.
         """
-        key = (sample.entry.name, sample.frame)
+        key = (sample.entry.source, sample.entry.name, sample.frame)
         with self._lock:
             found = self._graphs.get(key)
             if found is not None:
@@ -90,7 +90,7 @@ class GraphCache:
             raise DatasetError(f"frame {sample.frame} of {sample.entry.name}: {reason}") from None
         return _targets_ascending(found)
 
-    def _keep(self, key: tuple[str, int], graph: FrameGraph) -> None:
+    def _keep(self, key: tuple[str, str, int], graph: FrameGraph) -> None:
         with self._lock:
             self.searches += 1
             if key not in self._graphs:

@@ -34,6 +34,8 @@ class Entry:
         One-letter sequence of the chain.
     frames
         Frames that serve: all in the training split; elsewhere those as sampled, without displaced atoms.
+    source
+        The file: entries of several may have one name.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Entry:
     marked: NDArray[np.bool_]
     sequence: str
     frames: tuple[int, ...]
+    source: str = ""
 
 
 class Sample(NamedTuple):
@@ -132,7 +135,7 @@ class ForceDataset:
             species, sequence = group["species"][:], str(group.attrs["sequence"])
             self._seen[name] = seen = mask if self.target.alone else np.ones_like(mask)
             targets = np.ones_like(mask) if self.target.atoms == "all" else mask
-            yield Entry(name, species[seen], targets[seen], mask[seen], sequence, tuple(frames))
+            yield Entry(name, species[seen], targets[seen], mask[seen], sequence, tuple(frames), str(self.path))
 
     def __len__(self) -> int:
         return len(self.index)
@@ -181,6 +184,10 @@ class ForceDataset:
                     f"{entry.name} in {self.path} has atomic numbers {unknown}, the model knows {known}. Leave the "
                     "entry out of the dataset or use a model that knows these elements"
                 )
+
+    def sequences(self) -> dict[str, str]:
+        """Return the sequence of each entry by name."""
+        return {entry.name: entry.sequence for entry in self.entries}
 
     def residue_names(self) -> list[str]:
         """Return the names of all residues in the split, sorted; of water and ions, too."""

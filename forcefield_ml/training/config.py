@@ -25,6 +25,12 @@ class TrainingConfig(StrictConfig):
     """What `train` reads. A key that is not listed here is an error."""
 
     dataset: Path = Field(description="dataset.h5")
+    extra_datasets: tuple[Path, ...] = Field(
+        (), description="others whose training frames are learnt, too, such as those of forcefield-ml explore"
+    )
+    start_from: Path | None = Field(
+        None, description="checkpoint of the same network whose weights and scale a new run begins with"
+    )
     output: Path = Field(description="folder of the run: checkpoints, log, resolved configuration")
     model: dict[str, Any] = Field(description="architecture and the settings that differ from its defaults")
     target: TargetName = Field(
@@ -113,6 +119,8 @@ class TrainingConfig(StrictConfig):
 RESUME_FREE = frozenset(
     {
         "dataset",  # its content is compared by hash instead
+        "extra_datasets",
+        "start_from",  # read by a new run alone
         "output",
         "max_batches",
         "max_minutes",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import warnings
@@ -16,7 +17,7 @@ import torch
 
 from forcefield_ml import models
 from forcefield_ml.config import dump_config
-from forcefield_ml.data import BatchSource, BatchStream, ForceDataset, Target
+from forcefield_ml.data import BatchSource, BatchStream, ForceDataset, JoinedDataset, Target
 from forcefield_ml.errors import ConfigError
 from forcefield_ml.progress import ProgressLine, duration
 from forcefield_ml.training import checkpoint as files
@@ -112,7 +113,7 @@ def train(config: TrainingConfig, quiet: bool = False) -> TrainingResult:
     model_config = models.parse_config(dict(config.model))
     config = config.model_copy(update={"model": model_config.model_dump(mode="json")})
     target = Target(config.target, config.target_atoms)
-    training = ForceDataset(config.dataset, "train", target)
+    training = JoinedDataset(config.dataset, config.extra_datasets, target)
     validation = ForceDataset(config.dataset, "validation", target)
     training.require_frames()
     torch.manual_seed(config.seed)
@@ -124,13 +125,21 @@ def train(config: TrainingConfig, quiet: bool = False) -> TrainingResult:
         )
     for split in (training, validation):
         split.require_species(model.capabilities.elements)
+    learnt_before: dict[str, Any] | None = None
     former = _former_run(config, training, processes.size)
     if former is not None and former.resume is not None:
         if _is_finished(config, former.resume):
             return _result(config, former, finished=True)
+        learnt_before = former.training.get("started_from")
         model.load_state_dict(former.resume["state_dict"])
         torch.set_rng_state(former.resume["random"])
         scale = float(former.resume["scale"])
+    elif config.start_from is not None:
+        start = files.load(config.start_from)
+        _require_same_network(start, model, config.start_from)
+        model.load_state_dict(start.state_dict)
+        scale = float(start.training["scale"])
+        learnt_before = _learnt_before(start, config.start_from)
     else:
         scale = training.rms_target_force()
         if not scale > 0:
@@ -163,7 +172,7 @@ def train(config: TrainingConfig, quiet: bool = False) -> TrainingResult:
         n_threads=config.loader_threads,
         pin=cuda,
     )
-    card = _card(config, training, scale, processes.size)
+    card = _card(config, training, scale, processes.size, learnt_before)
     quiet = quiet or not processes.first
     with closing(training), closing(validation), ProgressLine(title, quiet) as line, _quiet_lightning():
         supervisor = Supervisor(module, sources[1], stream, card, line, former)
@@ -186,11 +195,40 @@ def train(config: TrainingConfig, quiet: bool = False) -> TrainingResult:
     return _result(config, files.load(config.output / LAST), supervisor.finished)
 
 
-def _card(config: TrainingConfig, training: ForceDataset, scale: float, n_processes: int) -> dict[str, Any]:
+def _require_same_network(start: files.Checkpoint, model: models.Model, path: Path) -> None:
+    known, wanted = models.parse_config(start.model_config).model_dump(mode="json"), model.config
+    keys = [key for key in sorted({*known, *wanted}) if known.get(key) != wanted.get(key)]
+    changed = [f"{key} was {known.get(key)!r}, is {wanted.get(key)!r}" for key in keys]
+    if changed:
+        raise ConfigError(
+            f"start_from: {path} is a checkpoint of another network ({'; '.join(changed)}). Take its settings under "
+            "model, or leave start_from out"
+        )
+
+
+def _learnt_before(start: files.Checkpoint, path: Path) -> dict[str, Any]:
+    """Return what a new run's card must tell of the run that it begins with: what was learnt stays learnt."""
+    about = start.training
+    earlier = about.get("started_from") or {}
     return {
-        "entries": [entry.name for entry in training.entries],
-        "sequences": {entry.name: entry.sequence for entry in training.entries},
-        "residues": training.residue_names(),
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "dataset_sha256": about.get("dataset_sha256"),
+        "n_batches": about.get("n_batches", 0) + earlier.get("n_batches", 0),
+        "sequences": {**earlier.get("sequences", {}), **about.get("sequences", {})},
+        "residues": sorted({*earlier.get("residues", []), *about.get("residues", [])}),
+    }
+
+
+def _card(
+    config: TrainingConfig, training: ForceDataset, scale: float, n_processes: int, learnt_before: dict[str, Any] | None
+) -> dict[str, Any]:
+    before = learnt_before or {"sequences": {}, "residues": []}
+    sequences = {**before["sequences"], **training.sequences()}
+    return {
+        "entries": sorted(sequences),
+        "sequences": sequences,
+        "residues": sorted({*training.residue_names(), *before["residues"]}),
+        "started_from": learnt_before,
         "n_frames": len(training),
         "dataset_sha256": training.content_sha256,
         "protocol": training.protocol,
@@ -207,7 +245,12 @@ def _card(config: TrainingConfig, training: ForceDataset, scale: float, n_proces
 
 
 def _recipe(config: TrainingConfig) -> dict[str, Any]:
-    return {**config.model_dump(mode="json", exclude={"output"}), "dataset": config.dataset.name}
+    paths = {
+        "dataset": config.dataset.name,
+        "extra_datasets": [path.name for path in config.extra_datasets],
+        "start_from": config.start_from and config.start_from.name,
+    }
+    return {**config.model_dump(mode="json", exclude={"output"}), **paths}
 
 
 def _former_run(config: TrainingConfig, training: ForceDataset, n_processes: int) -> files.Checkpoint | None:

@@ -180,6 +180,44 @@ def test_checkpoint_tells_what_it_was_trained_on(settings, dataset_path):
     assert str(dataset_path.parent) not in str(training)
 
 
+@pytest.fixture
+def two_stages(settings, tmp_path) -> dict[str, Any]:
+    """Settings of a second run: other frames besides, and the weights of a first run."""
+    data = write_dataset(tmp_path / "one.h5", {"1aaa": "train", "2bbb": "train", "3ccc": "validation"})
+    extra = write_dataset(tmp_path / "visited.h5", {"2bbb": "train"}, seed=5)
+    other = write_dataset(tmp_path / "before.h5", {"0old": "train"}, seed=6)
+    first = run(settings, dataset=other, output=tmp_path / "first", max_batches=3)
+    return settings | {"dataset": data, "extra_datasets": [extra], "start_from": first.checkpoint}
+
+
+def test_a_run_begins_with_the_weights_of_another(two_stages, tmp_path):
+    """With a learning rate of next to nothing the weights and the scale stay those of the former run."""
+    result = run(two_stages, learning_rate=1e-12, schedule="constant", ema=0.0, max_batches=1)
+    before, after = weights(two_stages["start_from"]), weights(result.checkpoint)
+    learnt = [name for name, _ in models.build(TINY_MODELS["tfn1"]).named_parameters()]  # the norms' averages move on
+    assert all(torch.allclose(before[key], after[key], rtol=1e-5, atol=1e-9) for key in (*learnt, "head.scale"))
+    fresh = run(two_stages, start_from=None, output=tmp_path / "fresh", learning_rate=1e-12, ema=0.0, max_batches=1)
+    other = weights(fresh.checkpoint)
+    assert not any(torch.allclose(before[key], other[key], rtol=0.01) for key in ("head.scale", "head.weights"))
+
+
+def test_card_tells_of_all_that_was_learnt(two_stages, tmp_path):
+    """Sequences of the former run are among those trained on, also after the run went on; paths are not."""
+    run(two_stages, max_batches=4)
+    two_stages["start_from"].unlink()  # a run that goes on does not need it any more
+    training = files.load(run(two_stages, max_batches=6).checkpoint).training
+    assert training["entries"] == ["0old", "1aaa", "2bbb"] and training["n_frames"] == 2 * 2 + 2
+    assert training["started_from"]["dataset_sha256"] == f"{6:064d}" and training["started_from"]["n_batches"] == 3
+    assert training["recipe"]["extra_datasets"] == ["visited.h5"] and training["recipe"]["start_from"] == "best.pt"
+    assert str(tmp_path) not in str(training)
+
+
+def test_weights_of_another_network_are_refused(two_stages):
+    """The settings that differ are named."""
+    with pytest.raises(ConfigError, match=r"another network \(architecture was 'tfn', is 'fast'"):
+        run(two_stages, model=TINY_MODELS["fast"])
+
+
 def test_diverging_run_stops_with_advice(settings):
     """An absurd learning rate ends with an error that says what to change, and leaves the last good weights."""
     with pytest.raises(UnstableError, match="Lower learning_rate"):
