@@ -61,6 +61,6 @@ setup(
             "data-pipeline=data_pipeline.cli:main",
             "forcefield-ml=forcefield_ml.cli:main",
         ],
-        "openmmml.potentials": ["forcefield-ml=forcefield_ml.deploy.mlpotential:ForcefieldMLFactory"],
+        "openmmml.potentials": ["forcefield-ml=forcefield_ml.deploy.integrations.mlpotential:ForcefieldMLFactory"],
     },
 )

@@ -10,21 +10,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from forcefield_ml.deploy.ase_calculator import ForcefieldMLCalculator
-    from forcefield_ml.deploy.guards import check
+    from forcefield_ml.deploy.guards.check import check
+    from forcefield_ml.deploy.integrations.ase_calculator import ForcefieldMLCalculator
     from forcefield_ml.deploy.model import DeployedModel, load
-    from forcefield_ml.deploy.serialise import read_system, read_xml
+    from forcefield_ml.deploy.stored.serialise import read_system, read_xml
 
 __version__ = "0.2.0"
 __all__ = ["DeployedModel", "ForcefieldMLCalculator", "check", "load", "read_system", "read_xml"]
 
 _HOMES = {
     "DeployedModel": "forcefield_ml.deploy.model",
-    "ForcefieldMLCalculator": "forcefield_ml.deploy.ase_calculator",
-    "check": "forcefield_ml.deploy.guards",
+    "ForcefieldMLCalculator": "forcefield_ml.deploy.integrations.ase_calculator",
+    "check": "forcefield_ml.deploy.guards.check",
     "load": "forcefield_ml.deploy.model",
-    "read_system": "forcefield_ml.deploy.serialise",
-    "read_xml": "forcefield_ml.deploy.serialise",
+    "read_system": "forcefield_ml.deploy.stored.serialise",
+    "read_xml": "forcefield_ml.deploy.stored.serialise",
 }
 
 

@@ -214,7 +214,7 @@ def export(
     The file is TorchScript with a card inside; it is read back and compared with the eager model before it takes
     its name. In Python: forcefield_ml.load("model.pt").add_to_system(system, topology).
     """
-    from forcefield_ml.deploy import bundle
+    from forcefield_ml.deploy.model_file import bundle
 
     written = bundle.export(checkpoint, output)
     card = bundle.read_card(written)
@@ -233,7 +233,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="print the diagn
     Runs a small model through both kinds of OpenMM force on each CPU platform. Exit code 1 if something that is
     needed is broken.
     """
-    from forcefield_ml.deploy.doctor import diagnose, report
+    from forcefield_ml.deploy.doctor.diagnose import diagnose, report
 
     diagnosis = diagnose()
     typer.echo(json.dumps(diagnosis, indent=1) if as_json else report(diagnosis))

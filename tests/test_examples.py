@@ -26,7 +26,7 @@ from data_pipeline.sequences.split import check_leakage
 from data_pipeline.sources import open_source
 from forcefield_ml import pretrained
 from forcefield_ml.config import load_config as load_learning_config
-from forcefield_ml.deploy import bundle
+from forcefield_ml.deploy.model_file import bundle
 from forcefield_ml.training.config import TrainingConfig
 
 ROOT = Path(__file__).parents[1]

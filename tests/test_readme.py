@@ -18,7 +18,7 @@ from openmm import app, unit
 from packaging import utils
 from packaging.requirements import Requirement
 
-from forcefield_ml.deploy.modes import MODES, NEEDED
+from forcefield_ml.deploy.system.modes import MODES, NEEDED
 from forcefield_ml.errors import ForceModeError
 
 ROOT = Path(__file__).parents[1]

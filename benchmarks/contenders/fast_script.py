@@ -8,7 +8,7 @@ import torch
 from contenders.fast import CONFIG
 from contenders.interface import Contender, Setting
 from contenders.ours import about, network
-from forcefield_ml.deploy.script import DeployableModel
+from forcefield_ml.deploy.model_file.script import DeployableModel
 
 
 class Scripted(Contender):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import forcefield_ml
 from contenders.interface import Batch, Contender, Setting, count
-from forcefield_ml.deploy.evaluator import Evaluator
+from forcefield_ml.deploy.force.evaluator import Evaluator
 from forcefield_ml.graph.search import whole
 from forcefield_ml.models import Atoms, build
 from forcefield_ml.models.model import Model

@@ -1,7 +1,13 @@
-"""model.pt and the OpenMM forces made of it.
+"""From a trained network to a force in OpenMM, in this order.
 
-`bundle` writes and reads the file, `card` says what it holds, `script` is what is compiled; `binding` checks a
-topology, `openmm_force` makes the two kinds of force, `modes` and `mm` join them to an MM system, `model` is what
-the user holds. `guards` looks a simulation over, with `steps`, `order`, `coordinates` and `bound`; `watch` watches it
-by the limits of `stability`. `device` says where things run, and `doctor` looks the installation over.
+| folder         | what is in it                                                                   |
+|----------------|---------------------------------------------------------------------------------|
+| `model_file`   | model.pt: card, archive, TorchScript, and what may be in it                     |
+| `force`        | a model bound to a topology, as PythonForce or TorchForce                       |
+| `system`       | the four modes: what a model adds to a System and takes out of it               |
+| `model`        | `load` and `DeployedModel`: what the user holds                                 |
+| `stored`       | System XML read without running code, models found again                        |
+| `guards`       | `check` before the first step, `watch` during the run                           |
+| `doctor`       | what this installation can do                                                   |
+| `integrations` | openmm-ml, ASE                                                                  |
 """

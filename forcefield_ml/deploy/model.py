@@ -14,17 +14,18 @@ import torch
 from openmm import app
 
 from forcefield_ml import pretrained, units
-from forcefield_ml.deploy import bundle, openmm_force
-from forcefield_ml.deploy.binding import Binding, bind, solute_atoms
-from forcefield_ml.deploy.coordinates import check_unit, read_positions
-from forcefield_ml.deploy.device import check_precision, choose_device
-from forcefield_ml.deploy.locate import record
-from forcefield_ml.deploy.mm import class_name, make_subtract_mm, remove_internal_terms
-from forcefield_ml.deploy.modes import check_mode, check_system
-from forcefield_ml.deploy.openmm_force import BackendChoice, choose_backend
-from forcefield_ml.deploy.order import check_order
-from forcefield_ml.deploy.present import refuse_overlap
-from forcefield_ml.deploy.reciprocal import Charges, make_reciprocal, put_on_solute
+from forcefield_ml.deploy.force import openmm_force
+from forcefield_ml.deploy.force.binding import Binding, bind, solute_atoms
+from forcefield_ml.deploy.force.device import check_precision, choose_device
+from forcefield_ml.deploy.force.openmm_force import BackendChoice, choose_backend
+from forcefield_ml.deploy.guards.coordinates import check_unit, read_positions
+from forcefield_ml.deploy.guards.order import check_order
+from forcefield_ml.deploy.model_file import bundle
+from forcefield_ml.deploy.stored.locate import record
+from forcefield_ml.deploy.system.mm import class_name, make_subtract_mm, remove_internal_terms
+from forcefield_ml.deploy.system.modes import check_mode, check_system
+from forcefield_ml.deploy.system.present import refuse_overlap
+from forcefield_ml.deploy.system.reciprocal import Charges, make_reciprocal, put_on_solute
 from forcefield_ml.errors import ConfigError, ForcefieldMLError, ForceModeError
 from forcefield_ml.graph.box import check_box
 from forcefield_ml.models.interface import Prediction

@@ -25,7 +25,7 @@ from data_pipeline.dataset.pack import PackedEntry, pack
 from data_pipeline.dataset.recompute import topology_of
 from data_pipeline.errors import PipelineError
 from forcefield_ml import pretrained
-from forcefield_ml.deploy import bundle
+from forcefield_ml.deploy.model_file import bundle
 from forcefield_ml.errors import ConfigError, DatasetError, ForceModeError, closest
 from forcefield_ml.files import write_whole
 from forcefield_ml.progress import ProgressLine

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from forcefield_ml.deploy.stability import name_atoms, worst_force
+from forcefield_ml.deploy.guards.stability import name_atoms, worst_force
 from forcefield_ml.errors import ConfigError, UnstableError
 
 N_MIN = 5

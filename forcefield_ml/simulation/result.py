@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_pipeline.systems.prepare import Prepared
-from forcefield_ml.deploy.openmm_force import choose_backend
-from forcefield_ml.deploy.stability import Event
+from forcefield_ml.deploy.force.openmm_force import choose_backend
+from forcefield_ml.deploy.guards.stability import Event
 from forcefield_ml.simulation.build import Simulated
 from forcefield_ml.simulation.record import TRAJECTORY, Snapshot, read_log
 from forcefield_ml.simulation.structure import structure_series

@@ -29,7 +29,7 @@ from data_pipeline.systems.build import DEFAULT_FORCE_FIELD
 from data_pipeline.systems.prepare import Prepared, read_prepared
 from forcefield_ml import pretrained
 from forcefield_ml.config import StrictConfig
-from forcefield_ml.deploy import stability, steps
+from forcefield_ml.deploy.guards import stability, steps
 from forcefield_ml.errors import ConfigError, UnstableError
 from forcefield_ml.files import write_whole
 from forcefield_ml.progress import ProgressLine, duration

@@ -19,7 +19,7 @@ from data_pipeline.dataset.pack import PackedEntry
 from data_pipeline.labels import ewald
 from data_pipeline.systems.build import evaluate
 from forcefield_ml.config import StrictConfig
-from forcefield_ml.deploy.evaluator import Evaluator
+from forcefield_ml.deploy.force.evaluator import Evaluator
 from forcefield_ml.errors import ConfigError, DatasetError
 from forcefield_ml.models.model import Model
 

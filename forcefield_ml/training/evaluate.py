@@ -191,7 +191,7 @@ def _read_checkpoint(path: Path) -> tuple[Any, dict[str, Any]]:
 
 def _read_exported(path: Path) -> tuple[Any, dict[str, Any]]:
     """Return a model.pt and what its card tells of the training; the card's own word is what it predicts."""
-    from forcefield_ml.deploy import bundle
+    from forcefield_ml.deploy.model_file import bundle
 
     card, module, _ = bundle.read(path)
     told = {key: card[key] for key in ("predicts", "target_atoms", "species")}

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from forcefield_ml.data import Sample
-from forcefield_ml.deploy import bundle
-from forcefield_ml.deploy.script import DeployableModel
+from forcefield_ml.deploy.model_file import bundle
+from forcefield_ml.deploy.model_file.script import DeployableModel
 from forcefield_ml.training import checkpoint as files
 
 

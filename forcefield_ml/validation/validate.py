@@ -266,7 +266,7 @@ def _stem(model: Path, dataset: Path, split: str, folder: Path) -> Path:
 
 
 def _card(model: Path) -> dict[str, Any]:
-    from forcefield_ml.deploy import bundle
+    from forcefield_ml.deploy.model_file import bundle
     from forcefield_ml.training import checkpoint as files
 
     if files.is_torchscript(model):

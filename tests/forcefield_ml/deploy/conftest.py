@@ -11,8 +11,8 @@ from deploy_helpers import AMBER14, CONFIGS, FRAGMENT, Deployed, Molecules, make
 from openmm import app
 from pdbfixer import PDBFixer
 
-from forcefield_ml.deploy import bundle
-from forcefield_ml.deploy.card import make_card
+from forcefield_ml.deploy.model_file import bundle
+from forcefield_ml.deploy.model_file.card import make_card
 
 torch.set_num_threads(1)  # the systems are small: threads would only wait for each other
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start

@@ -16,8 +16,8 @@ import torch
 from openmm import app, unit
 
 from forcefield_ml import models
-from forcefield_ml.deploy import bundle
-from forcefield_ml.deploy.card import CARD_FILE, make_card
+from forcefield_ml.deploy.model_file import bundle
+from forcefield_ml.deploy.model_file.card import CARD_FILE, make_card
 
 FRAGMENT = Path(__file__).parent / "data" / "1aie_351_353.pdb"
 AMBER14 = ["amber14-all.xml", "amber14/tip3pfb.xml"]

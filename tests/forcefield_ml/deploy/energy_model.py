@@ -8,7 +8,7 @@ import torch
 from deploy_helpers import make_model
 from torch import Tensor
 
-from forcefield_ml.deploy.card import make_card
+from forcefield_ml.deploy.model_file.card import make_card
 from forcefield_ml.models.interface import Prediction
 
 

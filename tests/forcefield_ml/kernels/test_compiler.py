@@ -18,7 +18,7 @@ FORCE = """
 import logging, sys, time
 logging.basicConfig(level=logging.INFO)
 import torch
-from forcefield_ml.deploy.evaluator import Evaluator
+from forcefield_ml.deploy.force.evaluator import Evaluator
 from forcefield_ml.models import build
 torch.manual_seed(0)
 evaluator = Evaluator(build({"architecture": "fast", "n_channels": 8}).eval(), torch.tensor([1, 8, 1]))

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from forcefield_ml import kernels
-from forcefield_ml.deploy.evaluator import Evaluator
-from forcefield_ml.deploy.script import DeployableModel
+from forcefield_ml.deploy.force.evaluator import Evaluator
+from forcefield_ml.deploy.model_file.script import DeployableModel
 from forcefield_ml.graph import NeighbourMatrix
 from forcefield_ml.graph.search import whole
 from forcefield_ml.models import Atoms, build

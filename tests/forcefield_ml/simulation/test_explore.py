@@ -142,8 +142,8 @@ def test_what_is_not_the_total_force_is_refused(model_file: Path, data: Path, tm
     import torch
 
     from forcefield_ml import models
-    from forcefield_ml.deploy import bundle
-    from forcefield_ml.deploy.card import make_card
+    from forcefield_ml.deploy.model_file import bundle
+    from forcefield_ml.deploy.model_file.card import make_card
 
     torch.manual_seed(0)
     model = models.build({"architecture": "fast", "n_channels": 4, "n_layers": 2, "n_basis": 4, "n_units": 4}).eval()

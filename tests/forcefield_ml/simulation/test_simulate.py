@@ -18,9 +18,9 @@ from openmm import unit
 from data_pipeline.systems.prepare import read_prepared
 from forcefield_ml import models, pretrained
 from forcefield_ml.config import parse_config
-from forcefield_ml.deploy import bundle
-from forcefield_ml.deploy.card import make_card
-from forcefield_ml.deploy.openmm_force import ModelCallable
+from forcefield_ml.deploy.force.openmm_force import ModelCallable
+from forcefield_ml.deploy.model_file import bundle
+from forcefield_ml.deploy.model_file.card import make_card
 from forcefield_ml.errors import ConfigError, ModelFileError, UnstableError
 from forcefield_ml.simulation import build, record
 from forcefield_ml.simulation.run import SimulationConfig, simulate

@@ -77,7 +77,7 @@ def test_oracle_and_zero(dataset_path):
 
 def test_exported_model_has_the_same_metrics(checkpoint, dataset_path, tmp_path):
     """model.pt and its checkpoint give the same numbers, though one searches neighbours itself."""
-    bundle = pytest.importorskip("forcefield_ml.deploy.bundle")
+    bundle = pytest.importorskip("forcefield_ml.deploy.model_file.bundle")
     bundle.export(checkpoint, tmp_path / "model.pt")
     exported = evaluate(tmp_path / "model.pt", dataset_path, quiet=True)
     eager = evaluate(checkpoint, dataset_path, quiet=True)

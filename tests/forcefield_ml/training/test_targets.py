@@ -13,7 +13,7 @@ from dataset_files import TINY_MODELS, write_dataset
 from forcefield_ml import models
 from forcefield_ml.config import parse_config
 from forcefield_ml.data import ForceDataset, Target
-from forcefield_ml.deploy import bundle
+from forcefield_ml.deploy.model_file import bundle
 from forcefield_ml.errors import ConfigError, DatasetError, ForceModeError
 from forcefield_ml.training.config import TrainingConfig
 from forcefield_ml.training.evaluate import evaluate, table

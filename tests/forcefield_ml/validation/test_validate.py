@@ -16,8 +16,8 @@ from forcefield_ml import models
 from forcefield_ml.cli import app
 from forcefield_ml.config import parse_config
 from forcefield_ml.data import ForceDataset
-from forcefield_ml.deploy import bundle
-from forcefield_ml.deploy.card import make_card
+from forcefield_ml.deploy.model_file import bundle
+from forcefield_ml.deploy.model_file.card import make_card
 from forcefield_ml.errors import ConfigError, ModelFileError
 from forcefield_ml.training import checkpoint
 from forcefield_ml.training.evaluate import evaluate

@@ -1,0 +1,215 @@
+"""A model as an ASE calculator: eV and Å outside, the engine that also serves OpenMM inside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from forcefield_ml import units
+from forcefield_ml.deploy.force.binding import NAMED
+from forcefield_ml.deploy.guards.coordinates import check_unit
+from forcefield_ml.deploy.guards.stability import MAX_FORCE
+from forcefield_ml.deploy.model import DeployedModel, load
+from forcefield_ml.deploy.model_file.script import forces_complaint, positions_complaint
+from forcefield_ml.deploy.system.modes import check_mode
+from forcefield_ml.errors import BoxError, ForceModeError, TopologyError, UnstableError
+from forcefield_ml.graph.box import check_box
+from forcefield_ml.models.interface import Prediction
+
+try:
+    from ase import Atoms
+    from ase.calculators.calculator import Calculator, all_changes
+    from ase.constraints import FixAtoms
+    from ase.data import chemical_symbols
+    from ase.geometry import minkowski_reduce
+except ImportError as error:
+    raise ImportError(f'the ASE calculator needs ASE ({error}): pip install "forcefield-ml[ase]"') from None
+
+
+class ForcefieldMLCalculator(Calculator):
+    """Forces of a model for ASE, and the energy of a model that has one.
+
+    Without an energy, what ASE does by energy (its optimisers, ``MDLogger``, NPT) raises
+    ``PropertyNotImplementedError``; molecular dynamics at constant volume works. The neighbour list is kept from step
+    to step.
+
+    ASE's atoms have no residues: that hydrogens are complete, and that the model was trained on such molecules, is
+    not checked here.
+
+    Parameters
+    ----------
+    model
+        A model.pt, the name of a model that ships with the package, or what `forcefield_ml.load` returned.
+    mode
+        What the atoms are, checked against the model's card as `DeployedModel.add_to_system` does: ``"system"``, all
+        there is; ``"embedded"``, the solute alone; ``"correction"``, for a sum with an MM calculator;
+        ``"solute"``, all there is, of which the model moves `targets`.
+    targets
+        Indices of the atoms whose forces are predicted; all others get none and must be held by ``FixAtoms``. Needed
+        in mode ``"solute"``.
+    device
+        As for `forcefield_ml.load`.
+
+    Raises
+    ------
+    ForceModeError
+        If the card does not allow the mode, the model leaves a part of the force to OpenMM, or mode ``"solute"`` lacks
+        targets.
+    ModelFileError, ConfigError
+        As `forcefield_ml.load`.
+    """
+
+    # What a force field has no use for must not make it compute anew.
+    ignored_changes = {"initial_charges", "initial_magmoms"}  # noqa: RUF012  ASE reads it off the class
+
+    def __init__(
+        self,
+        model: DeployedModel | Path | str,
+        mode: str = "system",
+        targets: Iterable[int] | None = None,
+        device: str = "auto",
+    ):
+        super().__init__()
+        self.model = model if isinstance(model, DeployedModel) else load(model, device)
+        check_mode(self.model.card, mode)
+        if self.model.needs_reciprocal:
+            raise ForceModeError(
+                "this model leaves the reciprocal-space sum of the Coulomb force to OpenMM, which ASE does not have: "
+                "its forces alone would be wrong. Use it in OpenMM (model.create_system, model.add_to_system), or take "
+                "a model that predicts 'total'"
+            )
+        if mode == "solute" and targets is None:
+            raise ForceModeError(
+                "mode 'solute' needs targets=[indices of the solute's atoms]: ASE's atoms do not say what is solvent"
+            )
+        self.targets = None if targets is None else np.unique(np.fromiter(targets, dtype=np.int64))
+        self.implemented_properties = ["energy", "free_energy", "forces"] if self.model.has_energy else ["forces"]
+        self._evaluate: Callable[[torch.Tensor, torch.Tensor | None], Prediction] | None = None
+        self._numbers = np.empty(0, dtype=np.int64)
+        self._labels: list[str] = []
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Iterable[str] = ("forces",),
+        system_changes: Iterable[str] = all_changes,
+    ) -> None:
+        """Fill ``results``: forces (N, 3) in eV/Å, and the energy in eV if the model has one.
+
+        Parameters
+        ----------
+        atoms
+            Periodic along all three axes or none; positions need not be wrapped.
+        properties, system_changes
+            As ASE passes them; all that the model has is computed at once.
+
+        Raises
+        ------
+        TopologyError
+            If an element is unknown to the model, or targets are not among the atoms.
+        BoxError
+            If the atoms are periodic along some axes only, or the cell is too small for the cutoff.
+        ForceModeError
+            If atoms other than the targets are free to move.
+        UnstableError
+            If positions are not finite, or forces not finite or absurd.
+        ConfigError
+            If the positions are most likely not in Å.
+        """
+        super().calculate(atoms, list(properties), list(system_changes))
+        atoms = self.atoms
+        assert atoms is not None
+        evaluate = self._prepared(atoms)
+        cell, rotation = _cell(atoms, float(self.model.card["neighbours"]["cutoff"]))
+        positions = torch.tensor(units.ANGSTROM * atoms.positions @ rotation)
+        complaint = positions_complaint(positions, self._labels)
+        if complaint:
+            raise UnstableError(complaint)
+        device = self.model.device
+        prediction = evaluate(positions.to(device), None if cell is None else torch.tensor(cell, device=device))
+        assert prediction.forces is not None
+        found = prediction.forces.cpu()
+        rows = np.arange(len(atoms)) if self.targets is None else self.targets
+        complaint = forces_complaint(found, torch.from_numpy(rows), self._labels, MAX_FORCE)
+        if complaint:
+            raise UnstableError(complaint)
+        forces = np.zeros((len(atoms), 3))
+        forces[rows] = found.numpy().astype(float) @ rotation.T * (units.ANGSTROM / units.EV)
+        self.results = {"forces": forces}
+        if prediction.energy is not None:
+            energy = float(prediction.energy) / units.EV
+            self.results |= {"energy": energy, "free_energy": energy}
+
+    def _prepared(self, atoms: Atoms) -> Callable[[torch.Tensor, torch.Tensor | None], Prediction]:
+        """Return the evaluator for atoms that were checked; the former one where the elements are the same."""
+        if self.targets is not None:
+            self._check_targets(atoms)
+        if self._evaluate is None or not np.array_equal(atoms.numbers, self._numbers):
+            self._evaluate = self._make_evaluator(atoms)
+            self._numbers = atoms.numbers.copy()
+            self._labels = [f"{chemical_symbols[number]} (atom {i})" for i, number in enumerate(atoms.numbers)]
+        return self._evaluate
+
+    def _make_evaluator(self, atoms: Atoms) -> Callable[[torch.Tensor, torch.Tensor | None], Prediction]:
+        known = self.model.card["species"]
+        unknown = np.flatnonzero(~np.isin(atoms.numbers, known))
+        if len(unknown):
+            raise TopologyError(
+                f"the model does not know {_named(atoms, unknown)}; it was trained on "
+                f"{', '.join(chemical_symbols[number] for number in known)}. Remove them, or set their elements "
+                "(X means none)"
+            )
+        if not len(atoms):
+            raise TopologyError("there are no atoms to compute forces of")
+        if np.isfinite(atoms.positions).all():
+            check_unit(units.ANGSTROM * atoms.positions, atoms.numbers)
+        device = self.model.device
+        mask = None
+        if self.targets is not None:
+            mask = torch.from_numpy(np.isin(np.arange(len(atoms)), self.targets)).to(device)
+        return self.model.evaluator(torch.tensor(atoms.numbers, device=device), mask)
+
+    def _check_targets(self, atoms: Atoms) -> None:
+        targets = self.targets
+        assert targets is not None
+        if not len(targets) or targets[0] < 0 or targets[-1] >= len(atoms):
+            raise TopologyError(f"targets must be indices from 0 to {len(atoms) - 1}, at least one; got {targets}")
+        held = [c.index for c in atoms.constraints if isinstance(c, FixAtoms)]
+        free = np.setdiff1d(np.arange(len(atoms)), np.concatenate([targets, *held]))
+        if len(free):
+            raise ForceModeError(
+                f"the model predicts forces on {len(targets)} targets only, and {len(free)} other atoms are free to "
+                f"move without any ({_named(atoms, free)}); hold them: atoms.set_constraint(FixAtoms([...]))"
+            )
+
+
+def _cell(atoms: Atoms, cutoff: float) -> tuple[np.ndarray | None, np.ndarray]:
+    """Return the cell in OpenMM's orientation (3, 3) nm, None without periodicity, and the rotation to it (3, 3)."""
+    if not atoms.pbc.any():
+        return None, np.eye(3)
+    if not atoms.pbc.all():
+        raise BoxError(
+            f"the atoms are periodic along some axes only (pbc = {atoms.pbc.tolist()}); the model knows all or none. "
+            "Set atoms.pbc = True with vacuum in the cell, or atoms.pbc = False"
+        )
+    rows = units.ANGSTROM * np.asarray(atoms.cell)
+    check_box(torch.tensor(rows), 0.0)
+    rows = minkowski_reduce(rows)[0]  # the same lattice in its shortest vectors
+    if np.linalg.det(rows) < 0:
+        rows[2] *= -1
+    rotation, upper = np.linalg.qr(rows.T)
+    signs = np.sign(np.diag(upper))
+    rotation, lower = rotation * signs, (upper * signs[:, None]).T
+    check_box(torch.tensor(lower), cutoff)
+    return np.ascontiguousarray(lower), rotation
+
+
+def _named(atoms: Atoms, indices: np.ndarray[Any, np.dtype[Any]]) -> str:
+    """Return symbols and indices of the first atoms of some, and how many more there are."""
+    names = [f"{chemical_symbols[atoms.numbers[i]]} (atom {i})" for i in indices[:NAMED]]
+    more = f" and {len(indices) - NAMED} more" if len(indices) > NAMED else ""
+    return ", ".join(names) + more

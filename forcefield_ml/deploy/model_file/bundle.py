@@ -1,0 +1,274 @@
+"""model.pt: one TorchScript file with its card inside. Written, verified and read here alone."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import stat
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+import vesin_torch  # noqa: F401  a scripted model that searches neighbours cannot be read before this
+
+from forcefield_ml.deploy.force.device import check_precision
+from forcefield_ml.deploy.model_file.archive import ADVICE, MAX_FILE, read_archive
+from forcefield_ml.deploy.model_file.card import CARD_FILE, make_card, parse_card
+from forcefield_ml.deploy.model_file.script import DeployableModel
+from forcefield_ml.errors import ConfigError, ForceModeError, ModelFileError
+from forcefield_ml.models.model import Model, build
+
+logger = logging.getLogger(__name__)
+
+EXPORT_TOLERANCE = 1e-4
+"""Largest relative difference (L2) between the forces of an exported float32 model and the eager one."""
+
+
+def export(checkpoint_path: Path | str, out: Path | str) -> Path:
+    """Make model.pt of a checkpoint.
+
+    Parameters
+    ----------
+    checkpoint_path
+        Of a training run.
+    out
+        The file to write.
+
+    Returns
+    -------
+    Path
+        The file written.
+
+    Raises
+    ------
+    ModelFileError
+        If the checkpoint cannot be read, the file cannot be written, or it does not reproduce the eager model.
+    ForceModeError
+        If the model predicts no force vector.
+    """
+    from forcefield_ml.training import checkpoint as checkpoints
+
+    model, stored = checkpoints.load_model(checkpoint_path)
+    target = checkpoints.target_of(stored.training)
+    card = make_card(
+        model,
+        predicts="magnitude" if model.predicts == "magnitude" else target.name,
+        target_atoms=target.atoms,
+        training=stored.training,
+        metrics=stored.metrics,
+        versions=stored.versions,
+        reciprocal=stored.training.get("reciprocal"),
+    )
+    return write(cast(Model, model), card, out)
+
+
+def write(model: Model, card: dict[str, Any], out: Path | str) -> Path:
+    """Compile a model, write it with its card, read it back and compare.
+
+    Parameters
+    ----------
+    model
+        Eager, of `models.build`.
+    card
+        Of `make_card`.
+    out
+        The file to write; what was there stays untouched unless all goes well.
+
+    Returns
+    -------
+    Path
+        The file written.
+
+    Raises
+    ------
+    ModelFileError
+        If the file cannot be written or does not reproduce the eager model, or weights are of half precision.
+    ForceModeError
+        If the model predicts no force vector.
+    """
+    if card["predicts"] == "magnitude":
+        raise ForceModeError(
+            "this model predicts the magnitude of forces and no vectors (the paper's order 0), so OpenMM has no use "
+            "for it. Judge it with `forcefield-ml evaluate CHECKPOINT DATASET`, or train one of order 1 or 2"
+        )
+    out = Path(out)
+    original = DeployableModel(model).eval()
+    check_precision(original.precision.dtype, "this model")
+    scripted = torch.jit.script(original)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        torch.jit.save(scripted, str(temporary), _extra_files={CARD_FILE: json.dumps(card, indent=1)})
+        _, loaded, _ = read(temporary)
+        _compare(original, loaded, card)
+        os.replace(temporary, out)
+    except (OSError, RuntimeError) as error:
+        raise ModelFileError(
+            f"cannot write {out}: {error}. A file of that name that was there before is untouched; see that its "
+            "folder exists, can be written to and has room, then export again"
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return out
+
+
+def _compare(eager: DeployableModel, loaded: torch.jit.ScriptModule, card: dict[str, Any]) -> None:
+    """Refuse a file whose forces are not the eager model's."""
+    difference = _difference(eager, loaded, card)
+    if not difference < EXPORT_TOLERANCE:
+        raise ModelFileError(
+            f"the compiled model differs from the eager one by {difference:.1e} (L2, relative), more than "
+            f"{EXPORT_TOLERANCE:g}; nothing was written. Please report this with the checkpoint"
+        )
+
+
+def _difference(eager: DeployableModel, loaded: torch.jit.ScriptModule, card: dict[str, Any]) -> float:
+    """Return by how much forces differ (L2, relative) on a jittered lattice of the model's species."""
+    generator = torch.Generator().manual_seed(0)
+    side = torch.arange(4) * 0.2
+    lattice = torch.cartesian_prod(side, side, side)
+    positions = lattice + 0.04 * torch.rand(lattice.shape, generator=generator)
+    species = torch.tensor(card["species"])[torch.arange(64) % len(card["species"])]
+    targets = torch.arange(64) < 20
+    device = next(eager.parameters()).device
+    species, positions, targets = species.to(device), positions.to(device), targets.to(device)
+    with torch.no_grad():
+        expected = eager(species, positions, None, targets).forces
+        for _ in range(3):  # the third call runs what the TorchScript optimiser made of the first two
+            found = loaded(species, positions, None, targets).forces
+    if expected is None or found is None:
+        raise ForceModeError("the model returned no forces; only models that predict force vectors are exported")
+    return float((found - expected).norm() / expected.norm().clamp_min(1e-12))
+
+
+def read_card(path: Path | str) -> dict[str, Any]:
+    """Return the card of a model.pt without loading the model."""
+    data, _ = _read_bytes(Path(path))
+    return parse_card(read_archive(data, str(path)).card, str(path))
+
+
+def read(
+    path: Path | str, sha256: str | None = None, device: str = "cpu"
+) -> tuple[dict[str, Any], torch.jit.ScriptModule, str]:
+    """Read and verify a model.pt; nothing in it is run, and nothing in it can do more than compute.
+
+    Parameters
+    ----------
+    path
+        The file.
+    sha256
+        What its hash must be, in hexadecimal; None accepts any.
+    device
+        Where the model goes.
+
+    Returns
+    -------
+    card : dict
+        As declared in `card`.
+    module : torch.jit.ScriptModule
+        The model with its neighbour search (`script.DeployableModel`), in eval mode.
+    sha256 : str
+        Of the file.
+
+    Raises
+    ------
+    ModelFileError
+        If the file is missing, damaged, foreign, of another format version, not the one that was meant, or holds
+        code that does more than compute (`archive.read_archive`).
+    """
+    path = Path(path)
+    data, found = _read_bytes(path)
+    if sha256 is not None and found != sha256:
+        raise ModelFileError(
+            f"{path} is not the model that this force was made with: its SHA-256 is {found[:16]}..., expected "
+            f"{sha256[:16]}.... Put the original file there, or make the force again from the new one"
+        )
+    archive = read_archive(data, str(path))
+    card = parse_card(archive.card, str(path))
+    try:
+        module = torch.jit.load(io.BytesIO(archive.torchscript), map_location=device)
+    except RuntimeError as error:
+        raise ModelFileError(
+            f"TorchScript of torch {torch.__version__} cannot read {path} (written with torch "
+            f"{card['versions'].get('exported', {}).get('torch', 'unknown')}): {str(error).splitlines()[0]}. {ADVICE}"
+        ) from None
+    return card, module.eval(), found
+
+
+class Loaded(NamedTuple):
+    """A model.pt, read.
+
+    Attributes
+    ----------
+    module
+        The file's TorchScript.
+    model
+        The same network in eager form, which the engine runs faster; None if the file's weights do not fit this
+        version's network, whose TorchScript then serves.
+    """
+
+    module: torch.jit.ScriptModule
+    model: Model | None
+
+
+@lru_cache(maxsize=4)
+def read_cached(path: str, sha256: str, device: str) -> Loaded:
+    """Return the model of `read`, kept between calls; the hash makes the cache safe."""
+    card, module, _ = read(path, sha256, device)
+    return Loaded(module, eager(card, module))
+
+
+def eager(card: dict[str, Any], module: torch.jit.ScriptModule) -> Model | None:
+    """Return the network of a model.pt in eager form, with its weights.
+
+    It must give the forces of the file's TorchScript, also by the kernels as this machine's compiler made them;
+    otherwise, or if the file was written by a version whose network has other parts, there is none.
+
+    Parameters
+    ----------
+    card, module
+        Of `read`.
+    """
+    stored = module.state_dict()  # which holds, unlike an eager model's, what can be computed anew, too
+    device = next(iter(stored.values())).device
+    try:
+        model = build(card["model_config"])
+        model.load_state_dict({name: stored[f"model.{name}"] for name in model.state_dict()})
+    except (ConfigError, KeyError, RuntimeError) as error:
+        logger.warning(
+            "this model was made by another version (%s); its own TorchScript serves, which is slower. Train again "
+            "with this version for the fast engine",
+            f"it has no {error}" if isinstance(error, KeyError) else str(error).strip().splitlines()[-1].strip(),
+        )
+        return None
+    model = model.to(device, stored["precision"].dtype).eval()
+    difference = _difference(DeployableModel(model).to(device).eval(), module, card)
+    if not difference < EXPORT_TOLERANCE:
+        logger.warning(
+            "the engine's forces differ from the file's TorchScript by %.1e (L2, relative), more than %g; the "
+            "TorchScript serves, which is slower. Please report this",
+            difference,
+            EXPORT_TOLERANCE,
+        )
+        return None
+    return model
+
+
+def _read_bytes(path: Path) -> tuple[bytes, str]:
+    """Return the file's content and its SHA-256: what is hashed is what is loaded."""
+    try:
+        kind = path.stat()
+        if not stat.S_ISREG(kind.st_mode) or kind.st_size > MAX_FILE:
+            what = f"has {kind.st_size} bytes" if stat.S_ISREG(kind.st_mode) else "is no file"
+            raise ModelFileError(f"{path} {what}; a model.pt is a file of at most {MAX_FILE} bytes. {ADVICE}")
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ModelFileError(
+            f"there is no model file {path}. Export one with: forcefield-ml export CHECKPOINT -o model.pt"
+        ) from None
+    except OSError as error:
+        raise ModelFileError(f"cannot read the model file {path}: {error.strerror or error}") from None
+    return data, hashlib.sha256(data).hexdigest()

@@ -1,0 +1,136 @@
+"""Find the models in a System: which force, which atoms, what it was bound to."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
+from typing import Any
+
+import openmm
+
+from forcefield_ml.deploy.force.openmm_force import NO_ENERGY, WITH_ENERGY
+from forcefield_ml.deploy.stored.pickles import RefusedPickle
+from forcefield_ml.deploy.stored.serialise import PYTHON_FORCE, unpickle
+from forcefield_ml.errors import ForceModeError
+
+
+@dataclass(frozen=True)
+class BoundModel:
+    """A model's force in a System.
+
+    Attributes
+    ----------
+    force
+        In the System.
+    backend
+        "pythonforce" or "torchforce".
+    has_energy
+        Whether minimisers and barostats have a meaning.
+    targets
+        Indices of the particles that get the model's force, ascending.
+    inputs, species
+        Indices and atomic numbers of the particles that the model sees.
+    box
+        Three rows in nm as bound, None where there is no periodicity.
+    device
+        As asked for: "auto", "cpu", ...; TorchForce follows the platform, "auto".
+    """
+
+    force: openmm.Force
+    backend: str
+    has_energy: bool
+    targets: list[int]
+    inputs: list[int]
+    species: list[int]
+    box: list[list[float]] | None
+    device: str
+
+
+def bound_models(system: openmm.System) -> list[BoundModel]:
+    """Return the models whose forces a System holds.
+
+    Parameters
+    ----------
+    system
+        Made in this process, or read from XML.
+
+    Raises
+    ------
+    ForceModeError
+        If a force has a model's name and is none.
+    """
+    return [bound_model(force) for force in system.getForces() if force.getName() in (NO_ENERGY, WITH_ENERGY)]
+
+
+def bound_model(force: openmm.Force) -> BoundModel:
+    """Return what a force of ours was bound to.
+
+    Parameters
+    ----------
+    force
+        In a System, with the name of a model.
+
+    Raises
+    ------
+    ForceModeError
+        If it is none.
+    """
+    return _of_python_force(force) if type(force).__name__ == PYTHON_FORCE else _of_torch_force(force)
+
+
+def callable_of(force: openmm.Force) -> Any:
+    """Return what a PythonForce of ours calls, without running anything.
+
+    Raises
+    ------
+    RefusedPickle
+        If it is not one of ours.
+    """
+    try:
+        stored = ElementTree.fromstring(openmm.XmlSerializer.serialize(force)).get("function", "")
+    except Exception as error:  # of any type: what pickle says of a function of others
+        raise RefusedPickle(f"a function that cannot be stored ({error})") from None
+    return unpickle(bytes.fromhex(stored))
+
+
+def _of_python_force(force: openmm.Force) -> BoundModel:
+    try:
+        made = callable_of(force)
+        bound = made.binding
+        return BoundModel(
+            force,
+            "pythonforce",
+            made.has_energy,
+            bound["targets"],
+            bound["inputs"],
+            bound["species"],
+            bound["box"],
+            made.device,
+        )
+    except (RefusedPickle, AttributeError, KeyError) as error:
+        raise ForceModeError(
+            f"the force named {force.getName()} is none that this program made ({error}); give forces of your own "
+            "another name"
+        ) from None
+
+
+def _of_torch_force(force: openmm.Force) -> BoundModel:
+    import openmmtorch
+
+    try:
+        module = openmmtorch.TorchForce.cast(force).getModule()
+        return BoundModel(
+            force,
+            "torchforce",
+            bool(module.box_may_change),
+            module.rows.tolist(),
+            module.inputs.tolist(),
+            module.species.tolist(),
+            module.box.tolist() if module.periodic else None,
+            "auto",
+        )
+    except (AttributeError, RuntimeError) as error:
+        raise ForceModeError(
+            f"the force named {force.getName()} is none that this program made ({error}); give forces of your own "
+            "another name"
+        ) from None
