@@ -121,7 +121,7 @@ def _unpack(data: bytes, source: str) -> dict[str, bytes]:
                     entries[item.filename.partition("/")[2]] = archive.read(item)
                 except zipfile.BadZipFile:
                     raise ModelFileError(f"{source} is damaged: {item.filename} in it is not whole. {ADVICE}") from None
-    except (zipfile.BadZipFile, zlib.error, UnicodeDecodeError, NotImplementedError, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError, ValueError, OverflowError) as error:
         raise ModelFileError(f"{source} is damaged ({error}). {ADVICE}") from None
     except RuntimeError as error:  # an entry marked as encrypted
         raise ModelFileError(f"{source} is damaged or encrypted ({error}). {ADVICE}") from None
