@@ -18,11 +18,14 @@ from openmm import app, unit
 from packaging import utils
 from packaging.requirements import Requirement
 
+import forcefield_ml
 from forcefield_ml.deploy.system.modes import MODES, NEEDED
 from forcefield_ml.errors import ForceModeError
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+"""Its blocks: the three lines, openmm-ml, ASE."""
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "envs/README.md")]
 PAGES += sorted((ROOT / "docs").rglob("*.md")) + sorted((ROOT / "examples").rglob("*.md"))
 
@@ -107,20 +110,29 @@ def test_broken_links_are_seen(tmp_path: Path) -> None:
     assert broken_links(page) == ["b.md", "#none"]
 
 
-def test_three_lines_run(regenerated: Path, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The README's lines put the network's force on the protein; the last one refuses a barostat."""
-    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    *before, last = ast.parse(block).body
-    assert ast.unparse(last) == "forcefield_ml.check(simulation)"
+def solvated(regenerated: Path) -> tuple[app.PDBxFile, openmm.System]:
+    """Return a protein in water, and its flexible MM system."""
     structure = app.PDBxFile(str(next((regenerated / "prepared").glob("*.cif"))))
-    forcefield = app.ForceField("amber14-all.xml", "amber14/tip3pfb.xml")
-    system = forcefield.createSystem(
+    system = app.ForceField("amber14-all.xml", "amber14/tip3pfb.xml").createSystem(
         structure.topology,
         nonbondedMethod=app.PME,
         nonbondedCutoff=0.9 * unit.nanometer,
         constraints=None,
         rigidWater=False,
     )
+    return structure, system
+
+
+def solute_of(topology: app.Topology) -> list[int]:
+    """Return the indices of the protein's atoms."""
+    return [atom.index for atom in topology.atoms() if atom.residue.name not in {"HOH", "NA", "CL"}]
+
+
+def test_three_lines_run(regenerated: Path, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The README's lines put the network's force on the protein; the last one refuses a barostat."""
+    *before, last = ast.parse(PYTHON[0]).body
+    assert ast.unparse(last) == "forcefield_ml.check(simulation)"
+    structure, system = solvated(regenerated)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model.pt").symlink_to(model_file)
     space: dict[str, Any] = {"system": system, "topology": structure.topology}
@@ -139,8 +151,7 @@ def test_three_lines_run(regenerated: Path, model_file: Path, tmp_path: Path, mo
     space["simulation"] = simulate()
     exec(compile(ast.Module([last], []), "README.md", "exec"), space)
     positions, box = structure.getPositions(asNumpy=True), structure.topology.getPeriodicBoxVectors()
-    names = {"HOH", "NA", "CL"}
-    solute = [atom.index for atom in structure.topology.atoms() if atom.residue.name not in names]
+    solute = solute_of(structure.topology)
     expected = space["model"].forces(positions, box, topology=structure.topology, atoms=solute)
     found = space["simulation"].context.getState(forces=True).getForces(asNumpy=True)._value[solute]
     # What is left of the MM forces, which are single precision and up to 10⁵ here, after subtracting them.
@@ -151,6 +162,44 @@ def test_three_lines_run(regenerated: Path, model_file: Path, tmp_path: Path, mo
     space["simulation"] = simulate()
     with pytest.raises(ForceModeError, match="barostat"):
         exec(compile(ast.Module([last], []), "README.md", "exec"), space)
+
+
+def test_other_programs_run(
+    regenerated: Path, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The README's lines for openmm-ml and ASE give the forces that the model gives."""
+    ase, constraints = pytest.importorskip("ase"), pytest.importorskip("ase.constraints")
+    pytest.importorskip("openmmml")
+    _, openmm_ml, with_ase = PYTHON
+    structure, system = solvated(regenerated)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.pt").symlink_to(model_file)
+    solute = solute_of(structure.topology)
+    positions, box = structure.getPositions(asNumpy=True), structure.topology.getPeriodicBoxVectors()
+    model = forcefield_ml.load("model.pt")
+    expected = model.forces(positions, box, topology=structure.topology, atoms=solute)
+    space: dict[str, Any] = {"system": system, "topology": structure.topology, "solute": solute}
+    exec(compile(openmm_ml, "README.md", "exec"), space)
+    context = openmm.Context(
+        space["system"], openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("CPU"), {"Threads": "1"}
+    )
+    context.setPositions(positions)
+    found = context.getState(forces=True).getForces(asNumpy=True)._value[solute]
+    assert np.abs(found - expected).max() < 1e-2 * np.abs(expected).max()  # as in the test of the three lines
+
+    space["forcefield_ml"] = forcefield_ml
+    space["atoms"] = ase.Atoms(
+        [atom.element.symbol for atom in structure.topology.atoms()],
+        positions=positions.value_in_unit(unit.angstrom),
+        cell=[vector.value_in_unit(unit.angstrom) for vector in box],
+        pbc=True,
+        constraint=constraints.FixAtoms(np.setdiff1d(np.arange(structure.topology.getNumAtoms()), solute)),
+    )
+    exec(compile(with_ase, "README.md", "exec"), space)
+    units = pytest.importorskip("ase.units")
+    kj_mol_nm = units.kJ / units.mol / units.nm
+    found = space["atoms"].get_forces(apply_constraint=False)[solute] / kj_mol_nm
+    assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
 
 
 def test_modes_and_rooms_are_there() -> None:
