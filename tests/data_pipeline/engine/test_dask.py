@@ -88,7 +88,7 @@ def test_a_bad_entry_fails_alone_there_too(cluster: Any, tmp_path: Path) -> None
 def test_a_full_disk_stops_the_run_there_too(cluster: Any, tmp_path: Path) -> None:
     """No space is no entry's fault: the run stops at once, and what was at work is let go."""
     with engine(cluster, tmp_path) as dask, pytest.raises(PipelineError, match=r"cannot write .*1\.txt"):
-        list(dask.map(work, tasks(tmp_path, "sleep", "full", "a")))
+        list(dask.map(work, tasks(tmp_path, "sleep", "full later", "a")))
     (pid,) = tried(tmp_path / "out" / "0.txt")
     _until(lambda: not alive(pid))
 

@@ -27,6 +27,11 @@ def work(out: Path, what: str) -> None:
         raise EntryError("clash", "two atoms at one place")
     if what == "fail":
         raise ZeroDivisionError("by zero")
+    if what == "full later":  # not before another is at work
+        until = time.monotonic() + 60
+        while len(list(out.parent.glob("*.pids"))) < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+        what = "full"
     if what in ("full", "denied", "unreadable"):
         code = errno.ENOSPC if what == "full" else errno.EACCES
         raise OSError(code, os.strerror(code), "/source/1abc.cif" if what == "unreadable" else str(out))

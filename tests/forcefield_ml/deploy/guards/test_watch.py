@@ -162,8 +162,12 @@ def test_interrupt_in_the_model(make: Callable[..., app.Simulation], monkeypatch
         return original(self, state)
 
     monkeypatch.setattr(ModelCallable, "__call__", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        simulation.step(10)
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits "ignore"
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            simulation.step(10)
+    finally:
+        signal.signal(signal.SIGINT, former)
 
 
 def test_watching_again_and_not_at_all(make: Callable[..., app.Simulation], tmp_path: Path) -> None:
