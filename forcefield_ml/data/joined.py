@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from itertools import accumulate
 from pathlib import Path
 
-from data_pipeline import schema
 from forcefield_ml.data.dataset import ForceDataset, Sample
 from forcefield_ml.data.target import Target
 from forcefield_ml.errors import DatasetError
@@ -26,7 +25,7 @@ class JoinedDataset(ForceDataset):
     path
         The first dataset.
     extra
-        Others; what they mark as validation or test is not read.
+        Other frames of the same training entries; what they mark as validation or test is not read.
     target
         As for `ForceDataset`.
 
@@ -42,8 +41,8 @@ class JoinedDataset(ForceDataset):
     Raises
     ------
     DatasetError
-        As `ForceDataset`; or if forces of different force fields would be mixed, or an extra dataset would train on
-        what the first keeps for validation or test.
+        As `ForceDataset`; or if an extra dataset holds other proteins than the first trains on, or its forces are of
+        another force field or another part.
     """
 
     def __init__(self, path: Path | str, extra: Sequence[Path | str] = (), target: Target | None = None):
@@ -68,24 +67,6 @@ class JoinedDataset(ForceDataset):
         with closing(ForceDataset(self.path, "train", self.target)) as first:
             return first.rms_target_force()
 
-    def require_species(self, supported: Iterable[int]) -> None:
-        """Check that a model knows every element; as `ForceDataset.require_species`."""
-        known = tuple(supported)
-        super().require_species(known)
-        for part in self._parts:
-            part.require_species(known)
-
-    def residue_names(self) -> list[str]:
-        """Return the names of all residues, sorted; of water and ions, too."""
-        return sorted({*super().residue_names(), *(name for part in self._parts for name in part.residue_names())})
-
-    def sequences(self) -> dict[str, str]:
-        """Return the sequence of each entry by name."""
-        found = super().sequences()
-        for part in self._parts:
-            found |= part.sequences()
-        return found
-
     def close(self) -> None:
         """Close all files."""
         for part in self._parts:
@@ -93,19 +74,23 @@ class JoinedDataset(ForceDataset):
         super().close()
 
     def _require_fit(self, part: ForceDataset) -> None:
-        if part.force_field != self.force_field:
-            raise DatasetError(
-                f"{part.path} holds forces of {part.force_field}, {self.path} those of {self.force_field}; a model "
-                "cannot learn both. Leave it out of extra_datasets"
-            )
-        held_back: dict[str, str] = {}
-        for group in self._file[schema.ENTRIES_GROUP].values():
-            if group.attrs["split"] != "train":
-                held_back[str(group.attrs["sequence"])] = str(group.attrs["split"])
-        for entry in part.entries:
-            if entry.sequence in held_back:
+        for what, found, expected in (
+            ("forces of", part.force_field, self.force_field),
+            ("a reciprocal part of", part.reciprocal(), self.reciprocal()),
+            ("differences from", part.mm_force_field(), self.mm_force_field()),
+        ):
+            if found != expected:
                 raise DatasetError(
-                    f"{part.path} would train on {entry.name}, whose sequence {self.path} keeps for "
-                    f"{held_back[entry.sequence]}: what the model is judged by must stay unseen. Leave it out of "
-                    "extra_datasets, or make it from the training entries of the same dataset (forcefield-ml explore)"
+                    f"{part.path} holds {what} {found}, {self.path} {what} {expected}; a model cannot learn both. "
+                    "Leave it out of extra_datasets"
+                )
+        if part.content_sha256 == self.content_sha256:
+            raise DatasetError(f"{part.path} is the dataset itself; leave it out of extra_datasets")
+        own = self.sequences()
+        for name, sequence in part.sequences().items():
+            if own.get(name) != sequence:
+                raise DatasetError(
+                    f"{part.path} would train on {name}, which is no training entry of {self.path} (by name and "
+                    "sequence): it may be alike to what the model is judged by. Make extra datasets from the training "
+                    "entries of the same dataset (forcefield-ml explore), or put the proteins into one pipeline run"
                 )

@@ -26,7 +26,7 @@ from data_pipeline.dataset.recompute import topology_of
 from data_pipeline.errors import PipelineError
 from forcefield_ml import pretrained
 from forcefield_ml.deploy.model_file import bundle
-from forcefield_ml.errors import ConfigError, DatasetError, ForceModeError, closest
+from forcefield_ml.errors import ConfigError, DatasetError, ForceModeError, UnstableError, closest
 from forcefield_ml.files import write_whole
 from forcefield_ml.progress import ProgressLine
 from forcefield_ml.simulation.walk import ExploreConfig, Reference, Visited, Walk
@@ -63,9 +63,15 @@ def explore(config: ExploreConfig, quiet: bool = False) -> dict[str, Any]:
         If the model predicts something else than the total force.
     ModelFileError
         If it cannot be read.
+    UnstableError
+        If no run came so far that a frame was kept.
     ConfigError
-        If an entry is unknown or the output cannot be written.
+        If an entry is unknown, or the output exists already or cannot be written.
     """
+    if config.output.exists():
+        raise ConfigError(
+            f"{config.output} exists already and would be overwritten; give another output, or delete it to go anew"
+        )
     card, module, sha256 = bundle.read(pretrained.resolve(config.model))
     if card["predicts"] != "total":
         raise ForceModeError(
@@ -101,6 +107,12 @@ def explore(config: ExploreConfig, quiet: bool = False) -> dict[str, Any]:
                             len(report) / (len(names) * config.runs),
                             f"{entry.name}: {found.steps} steps, {len(found.energy)} frames",
                         )
+            if not any(row["frames"] for row in report):
+                ends = ", ".join(sorted({row["ended"] for row in report}))
+                raise UnstableError(
+                    f"no frame was kept: the {len(report)} runs ended before step {config.every} ({ends}). Keep frames "
+                    "more often (--every), or begin with a model that is trained longer"
+                )
             visited = (_packed(entry, parts, config.runs, key) for entry in read_entries(file, only=names))
             attributes = {**header, "protocol": PROTOCOL, "origin": _origin(card, sha256, config)}
             digest = pack((entry for entry in visited if entry is not None), config.output, attributes)

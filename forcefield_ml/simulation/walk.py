@@ -20,7 +20,7 @@ from data_pipeline.labels import ewald
 from data_pipeline.systems.build import evaluate
 from forcefield_ml.config import StrictConfig
 from forcefield_ml.deploy.force.evaluator import Evaluator
-from forcefield_ml.errors import ConfigError, DatasetError
+from forcefield_ml.errors import ConfigError, DatasetError, UnstableError
 from forcefield_ml.models.model import Model
 
 AGREEMENT = 1e-4
@@ -114,10 +114,20 @@ class _Both:
     energy: float = field(init=False, default=0.0)
     error: float = field(init=False, default=0.0)
     largest: float = field(init=False, default=0.0)
+    failure: BaseException | None = field(init=False, default=None)
 
     def __call__(self, state: openmm.State) -> tuple[float, NDArray[np.float64]]:
+        try:
+            return self._forces(state.getPositions(asNumpy=True)._value)
+        except BaseException as failure:  # on its way through OpenMM it loses its type, Ctrl-C its message, too
+            self.failure = failure
+            raise
+
+    def _forces(self, positions: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         # rounded as the dataset holds them, so that positions and forces belong together
-        self.positions = state.getPositions(asNumpy=True)._value.astype(np.float32)
+        self.positions = positions.astype(np.float32)
+        if not np.isfinite(self.positions).all():
+            raise UnstableError("positions are not finite")
         self.forces, self.energy = self.reference(self.positions, self.box)
         of_targets = self.forces[self.targets]
         box = torch.from_numpy(self.box.astype(np.float64)) if self.box.any() else None
@@ -164,7 +174,9 @@ class Walk:
         for step in range(1, config.steps + 1):
             try:
                 integrator.step(1)
-            except openmm.OpenMMException:  # positions that are not finite: there is nothing to keep
+            except openmm.OpenMMException as error:
+                if not isinstance(both.failure, UnstableError):
+                    raise both.failure or error from None
                 ended = "not finite"
                 break
             if not np.isfinite(both.error):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from dataset_files import write_dataset
 
-from forcefield_ml.data import ForceDataset, JoinedDataset
+from forcefield_ml.data import ForceDataset, JoinedDataset, Target
 from forcefield_ml.errors import DatasetError
 
 
@@ -46,37 +46,50 @@ def test_the_first_tells_what_the_data_are(first: Path, visited: Path) -> None:
     """The scale of forces is the first's, however large those of the others are; the hash is of all, in order."""
     with h5py.File(visited, "r+") as file:
         file["entries/1aaa/forces"][...] *= 1000
-        file["entries/1aaa/residue_names"][0] = b"CYX"
     with closing(JoinedDataset(first, [visited])) as joined, closing(ForceDataset(first)) as one:
         assert joined.rms_target_force() == one.rms_target_force()
         assert joined.protocol == one.protocol and joined.sequences() == one.sequences()
-        assert joined.residue_names() == ["ALA", "CYX"]
-        with closing(JoinedDataset(first)) as alone, closing(JoinedDataset(first, [visited, visited])) as twice:
+        with closing(JoinedDataset(first)) as alone, closing(JoinedDataset(first, [visited] * 2)) as twice:
             hashes = [alone.content_sha256, joined.content_sha256, twice.content_sha256]
             assert alone.content_sha256 == one.content_sha256 and len(set(hashes)) == 3
 
 
-def test_what_is_held_back_is_not_learnt(first: Path, tmp_path: Path) -> None:
-    """A sequence of the validation split may not come in through another dataset, under whatever name."""
-    leak = write_dataset(tmp_path / "leak.h5", {"0xxx": "train", "1xxx": "train", "9zzz": "train"})
-    with pytest.raises(DatasetError, match=r"would train on 9zzz, whose sequence .* keeps for validation"):
-        JoinedDataset(first, [leak])
-    held = write_dataset(tmp_path / "held.h5", {"1aaa": "train", "2bbb": "train", "3ccc": "test"})
+def test_other_proteins_are_refused(first: Path, visited: Path, tmp_path: Path) -> None:
+    """Whether they are alike to those held back nobody has looked: neither by name nor by sequence do they come in."""
+    for name, changes in (("other name", {}), ("other sequence", {"sequence": "ACDX"})):
+        path = tmp_path / f"{name}.h5"
+        write_dataset(path, {"9zzz" if name == "other name" else "1aaa": "train"}, seed=2)
+        with h5py.File(path, "r+") as file:
+            for key, value in changes.items():
+                file["entries/1aaa"].attrs[key] = value
+        with pytest.raises(DatasetError, match=r"would train on (9zzz|1aaa), which is no training entry of .*first.h5"):
+            JoinedDataset(first, [path])
+    held = write_dataset(tmp_path / "held.h5", {"1aaa": "train", "2bbb": "train", "3ccc": "test"}, seed=3)
     with closing(JoinedDataset(first, [held])) as joined:
         assert {entry.name for entry, _ in joined.index} == {"1aaa", "2bbb"}
+
+
+def test_the_dataset_itself_is_no_other(first: Path) -> None:
+    """Given twice by mistake its frames would count twice."""
+    with pytest.raises(DatasetError, match="is the dataset itself"):
+        JoinedDataset(first, [first])
+
+
+def test_parts_of_other_kinds_do_not_mix(tmp_path: Path) -> None:
+    """What is left of the force depends on the Ewald splitting parameter."""
+    one, other = (write_dataset(tmp_path / f"{seed}.h5", {"1aaa": "train"}, seed=seed, parts=True) for seed in (0, 1))
+    target = Target("total_minus_reciprocal")
+    with closing(JoinedDataset(one, [other], target)) as joined:
+        assert len(joined) == 4
+    with h5py.File(other, "r+") as file:
+        file["entries/1aaa"].attrs["reciprocal_alpha"] = 3.0
+    with pytest.raises(DatasetError, match=r"a reciprocal part of .*3\.0.*4\.5"):
+        JoinedDataset(one, [other], target)
 
 
 def test_one_truth(first: Path, visited: Path) -> None:
     """Forces of two force fields cannot both be learnt."""
     with h5py.File(visited, "r+") as file:
         file.attrs["force_field"] = "charmm36.xml"
-    with pytest.raises(DatasetError, match=r"holds forces of charmm36.xml, .* those of analytic"):
+    with pytest.raises(DatasetError, match=r"holds forces of charmm36.xml, .* forces of analytic"):
         JoinedDataset(first, [visited])
-
-
-def test_elements_of_all(first: Path, visited: Path) -> None:
-    """An element that only an extra frame holds is noticed."""
-    with h5py.File(visited, "r+") as file:
-        file["entries/1aaa/species"][0] = 34
-    with closing(JoinedDataset(first, [visited])) as joined, pytest.raises(DatasetError, match=r"1aaa .* \[34\]"):
-        joined.require_species((1, 6, 7, 8, 11, 17))

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from data_pipeline.dataset.check import check
 from forcefield_ml.config import parse_config
-from forcefield_ml.errors import ConfigError, DatasetError, ForceModeError
+from forcefield_ml.errors import ConfigError, DatasetError, ForceModeError, UnstableError
 from forcefield_ml.simulation import walk
 from forcefield_ml.simulation.explore import explore
 from forcefield_ml.simulation.walk import ExploreConfig
@@ -112,6 +112,55 @@ def test_a_killed_run_goes_on(
     everything = [f"{name}-{run}" for name in training for run in range(2)]
     assert walked == [everything[0], "killed", *everything[1:]]
     assert result["frames"] == 2 * len(everything) and not check(output).problems
+
+
+def test_nothing_is_overwritten(model_file: Path, data: Path, tmp_path: Path) -> None:
+    """Least of all the dataset itself, which holds what the model is judged by."""
+    copy = tmp_path / "dataset.h5"
+    shutil.copy(data, copy)
+    with pytest.raises(ConfigError, match="exists already and would be overwritten"):
+        explore(settings(model_file, copy, copy), quiet=True)
+    assert copy.read_bytes() == data.read_bytes()
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, MemoryError], ids=lambda kind: kind.__name__)
+def test_what_is_no_instability_ends_it(
+    model_file: Path,
+    data: Path,
+    training: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: type[BaseException],
+) -> None:
+    """An error inside the forces keeps its type on the way through OpenMM, and no shortened run is kept."""
+    calls = iter(range(100))
+    original = walk.Evaluator.__call__
+
+    def failing(self: Any, *arguments: Any) -> Any:
+        if next(calls) == 3:
+            raise failure
+        return original(self, *arguments)
+
+    monkeypatch.setattr(walk.Evaluator, "__call__", failing)
+    output = tmp_path / "v.h5"
+    with pytest.raises(failure):
+        explore(settings(model_file, data, output, entries=(training[0],)), quiet=True)
+    assert list(output.with_name("v.h5.parts").iterdir()) == []
+
+
+def test_atoms_that_are_lost_end_the_run(
+    model_file: Path, data: Path, training: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forces that are not finite send atoms nowhere: the run ends and says why, and nothing of it is kept."""
+    original = walk.Evaluator.__call__
+
+    def lost(self: Any, *arguments: Any) -> Any:
+        found = original(self, *arguments)
+        return found._replace(forces=found.forces * float("nan"))
+
+    monkeypatch.setattr(walk.Evaluator, "__call__", lost)
+    with pytest.raises(UnstableError, match=r"no frame was kept: .* \(not finite\)"):
+        explore(settings(model_file, data, tmp_path / "v.h5", entries=(training[0],), every=1), quiet=True)
 
 
 def test_other_settings_are_walked_anew(model_file: Path, data: Path, training: list[str], tmp_path: Path) -> None:

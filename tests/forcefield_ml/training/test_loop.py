@@ -184,7 +184,7 @@ def test_checkpoint_tells_what_it_was_trained_on(settings, dataset_path):
 def two_stages(settings, tmp_path) -> dict[str, Any]:
     """Settings of a second run: other frames besides, and the weights of a first run."""
     data = write_dataset(tmp_path / "one.h5", {"1aaa": "train", "2bbb": "train", "3ccc": "validation"})
-    extra = write_dataset(tmp_path / "visited.h5", {"2bbb": "train"}, seed=5)
+    extra = write_dataset(tmp_path / "visited.h5", {"1aaa": "train"}, seed=5)
     other = write_dataset(tmp_path / "before.h5", {"0old": "train"}, seed=6)
     first = run(settings, dataset=other, output=tmp_path / "first", max_batches=3)
     return settings | {"dataset": data, "extra_datasets": [extra], "start_from": first.checkpoint}
