@@ -5,7 +5,7 @@ ENVIRONMENT ?= envs/cpu.txt
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo demo-short test test-slow lint format bench bench-peers clean
+.PHONY: help demo demo-short test test-physics test-slow lint format bench bench-peers clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -29,6 +29,10 @@ demo-short: $(READY)  ## the same in about two minutes, for continuous integrati
 test: export OMP_NUM_THREADS ?= 1
 test: $(READY)  ## the fast tests, under 15 minutes on two cores
 	$(BIN)/python -m pytest
+
+test-physics: export OMP_NUM_THREADS ?= 1
+test-physics: $(READY)  ## every mode trained and run, by the three lines and by openmm-ml, under 4 minutes on free cores
+	$(BIN)/python -m pytest -m slow tests/physics
 
 test-slow: export OMP_NUM_THREADS ?= 1
 test-slow: $(READY)  ## the tests that need minutes of dynamics or training

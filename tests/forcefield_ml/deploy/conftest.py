@@ -11,6 +11,7 @@ from deploy_helpers import AMBER14, CONFIGS, FRAGMENT, Deployed, Molecules, make
 from openmm import app
 from pdbfixer import PDBFixer
 
+from data_pipeline.systems.repair import seed_generators
 from forcefield_ml.deploy.model_file import bundle
 from forcefield_ml.deploy.model_file.card import make_card
 
@@ -27,13 +28,15 @@ def forcefield() -> app.ForceField:
 @pytest.fixture(scope="session")
 def dry(forcefield: app.ForceField) -> Molecules:
     """The tripeptide in vacuum, with hydrogens."""
-    fixer = PDBFixer(str(FRAGMENT))
+    platform = openmm.Platform.getPlatformByName("Reference")
+    seed_generators(1)  # PDBFixer and Modeller draw from the global ones
+    fixer = PDBFixer(str(FRAGMENT), platform=platform)
     fixer.findMissingResidues()
     fixer.findMissingAtoms()
     fixer.addMissingAtoms(seed=1)
     modeller = app.Modeller(fixer.topology, fixer.positions)
     modeller.topology.setPeriodicBoxVectors(None)
-    modeller.addHydrogens(forcefield, platform=openmm.Platform.getPlatformByName("Reference"))
+    modeller.addHydrogens(forcefield, platform=platform)
     return molecules(modeller.topology, modeller.positions, None)
 
 

@@ -15,6 +15,7 @@ import openmm
 import torch
 from openmm import app, unit
 
+from data_pipeline.systems.repair import seed_generators
 from forcefield_ml import models
 from forcefield_ml.deploy.model_file import bundle
 from forcefield_ml.deploy.model_file.card import CARD_FILE, make_card
@@ -61,6 +62,7 @@ def solvated(dry: Molecules, forcefield: app.ForceField, shape: str, size: float
         }[shape]
     )
     box = (size * vectors).astype(np.float32).astype(float)
+    seed_generators(1)  # which waters become ions
     modeller.addSolvent(
         forcefield, boxVectors=[openmm.Vec3(*row) for row in box] * unit.nanometer, ionicStrength=0.4 * unit.molar
     )
