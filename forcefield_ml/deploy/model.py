@@ -15,8 +15,9 @@ from openmm import app
 
 from forcefield_ml import pretrained, units
 from forcefield_ml.deploy.force import openmm_force
-from forcefield_ml.deploy.force.binding import Binding, bind, solute_atoms
+from forcefield_ml.deploy.force.binding import Binding, bind, bind_atoms, solute_atoms
 from forcefield_ml.deploy.force.device import check_precision, choose_device
+from forcefield_ml.deploy.force.indices import read_indices
 from forcefield_ml.deploy.force.openmm_force import BackendChoice, choose_backend
 from forcefield_ml.deploy.guards.coordinates import check_unit, read_positions
 from forcefield_ml.deploy.guards.order import check_order
@@ -129,6 +130,7 @@ class DeployedModel:
         species: Sequence[int] | None = None,
         topology: app.Topology | None = None,
         atoms: Iterable[int] | None = None,
+        allow_residues: Iterable[str] = (),
     ) -> np.ndarray:
         """Return the network's forces without OpenMM; what OpenMM would supply besides is not in them.
 
@@ -140,12 +142,15 @@ class DeployedModel:
             (3, 3), Quantity or nm, vectors as rows; None where there is no periodicity (the topology's box is not
             taken).
         species
-            (N,) atomic numbers; or else give `topology`.
+            (N,) atomic numbers; or else give `topology`. That hydrogens are complete, that the model was trained on
+            such residues and on forces of these atoms, can be checked only with a topology.
         topology
-            Source of the species.
+            With hydrogens; checked as by `create_force`.
         atoms
-            Indices of the atoms whose forces are wanted; None for all. A model of the solute alone sees these atoms
-            and no others; there, None takes the topology's protein.
+            Indices of the atoms whose forces are wanted, or a mask. A model of the solute alone sees these atoms and
+            no others. None takes what the card says: of a topology the protein or all, of species all.
+        allow_residues
+            As for `create_force`.
 
         Returns
         -------
@@ -155,41 +160,53 @@ class DeployedModel:
         Raises
         ------
         ConfigError
-            If neither or both of species and topology are given.
-        BoxError, TopologyError
+            If neither or both of species and topology are given, there is not one position per atom, or an atomic
+            number is unknown.
+        BoxError, TopologyError, ForceModeError
             As `create_force`.
         """
         if (species is None) == (topology is None):
             raise ConfigError("forces() needs to know the elements: give either species=[...] or topology=...")
-        if topology is not None:
-            species = [0 if atom.element is None else atom.element.atomic_number for atom in topology.atoms()]
-        coordinates = torch.tensor(read_positions(positions), device=self.device)
+        coordinates = read_positions(positions)
         cell = None
         if box is not None:
             cell = torch.tensor(np.array(units.strip(box, "nanometer"), dtype=float), device=self.device)
             check_box(cell, float(self.card["neighbours"]["cutoff"]))
-        numbers = torch.tensor(np.array(species, dtype=np.int64), device=self.device)
-        unknown = sorted(set(numbers.tolist()) - set(self.card["species"]))
-        if unknown or len(numbers) != len(coordinates):
-            raise ConfigError(
-                f"forces() got {len(coordinates)} positions and {len(numbers)} species, unknown atomic numbers "
-                f"{unknown}; the model knows {self.card['species']}, and both must have one row per atom"
-            )
-        check_unit(coordinates.cpu().numpy(), numbers.cpu().numpy())
-        if self._sees_targets_only:
-            if atoms is None and topology is not None:
+        if topology is not None:
+            if atoms is None and self._sees_targets_only:
                 atoms = solute_atoms(topology)
-            if atoms is not None:
-                seen = torch.tensor(sorted({int(i) for i in atoms}), device=self.device)
-                numbers, coordinates, atoms = numbers[seen], coordinates[seen], None
-        targets = None
-        if atoms is not None:
-            targets = torch.zeros(len(numbers), dtype=torch.bool, device=self.device)
-            targets[torch.tensor(sorted({int(i) for i in atoms}), device=self.device)] = True
-        forces = self.evaluator(numbers, targets)(coordinates, cell).forces
+            binding = bind_atoms(self.card, topology, atoms, self._sees_targets_only, allow_residues)
+        else:
+            assert species is not None
+            if allow_residues:
+                raise ConfigError(
+                    "forces() was given allow_residues with species, which have no residues; give topology=..."
+                )
+            binding = self._bind_species(list(species), atoms)
+        if len(coordinates) != binding.n_particles:
+            raise ConfigError(
+                f"forces() got {len(coordinates)} positions of {binding.n_particles} atoms; give one for each atom"
+            )
+        seen = coordinates[binding.inputs]
+        check_unit(seen, binding.species)
+        mask = None
+        if len(binding.targets) < len(binding.inputs):
+            mask = torch.from_numpy(np.isin(binding.inputs, binding.targets)).to(self.device)
+        evaluate = self.evaluator(torch.tensor(binding.species, device=self.device), mask)
+        forces = evaluate(torch.tensor(seen, device=self.device), cell).forces
         if forces is None:
             raise ForcefieldMLError(f"the model {self.path} returned no forces")
         return forces.cpu().numpy()
+
+    def _bind_species(self, species: list[int], atoms: Iterable[int] | None) -> Binding:
+        """Return what `forces` needs of atoms that have an element and nothing else."""
+        targets = list(range(len(species))) if atoms is None else read_indices(atoms, len(species))
+        inputs = targets if self._sees_targets_only else list(range(len(species)))
+        seen = [int(species[i]) for i in inputs]
+        unknown = sorted(set(seen) - set(self.card["species"]))
+        if unknown:
+            raise ConfigError(f"forces() got unknown atomic numbers {unknown}; the model knows {self.card['species']}")
+        return Binding(len(species), seen, inputs, targets, None, [f"atom {i}" for i in inputs])
 
     def create_force(
         self,

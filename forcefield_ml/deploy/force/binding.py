@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from data_pipeline.systems.residues import (
     parent_name,
 )
 from forcefield_ml import units
+from forcefield_ml.deploy.force.indices import read_indices
 from forcefield_ml.errors import ForceModeError, TopologyError, closest
 from forcefield_ml.graph.box import check_box
 
@@ -79,7 +80,8 @@ def bind(
     topology
         With hydrogens and, where periodic, the box.
     atoms
-        Indices of the atoms that get the model's force; None takes what the card says (the protein, or all).
+        Indices of the atoms that get the model's force, or a mask (see `read_indices`); None takes what the card
+        says (the protein, or all).
     only_subset
         True if the model sees `atoms` alone (mode ``embedded``), False if it sees all particles.
     allow_residues
@@ -100,6 +102,23 @@ def bind(
     ForceModeError
         If `atoms` holds solvent and the model was trained on solute atoms only.
     """
+    binding = bind_atoms(card, topology, atoms, only_subset, allow_residues)
+    vectors = topology.getPeriodicBoxVectors()
+    if vectors is None:
+        return binding
+    box = [[float(x) for x in row] for row in units.strip(vectors, "nanometer")]
+    check_box(torch.tensor(box, dtype=torch.float64), float(card["neighbours"]["cutoff"]))
+    return replace(binding, box=box)
+
+
+def bind_atoms(
+    card: dict[str, Any],
+    topology: app.Topology,
+    atoms: Iterable[int] | None,
+    only_subset: bool,
+    allow_residues: Iterable[str] = (),
+) -> Binding:
+    """Do what `bind` does but for the box, which is left None and not checked; parameters and errors as there."""
     everything = list(topology.atoms())
     targets = _targets(card, everything, atoms)
     inputs = targets if only_subset else list(range(len(everything)))
@@ -109,17 +128,12 @@ def bind(
     _check_species(card, seen)
     _check_residues(card, seen, topology, allow_residues)
     _check_hydrogens(seen)
-    box = None
-    vectors = topology.getPeriodicBoxVectors()
-    if vectors is not None:
-        box = [[float(x) for x in row] for row in units.strip(vectors, "nanometer")]
-        check_box(torch.tensor(box, dtype=torch.float64), float(card["neighbours"]["cutoff"]))
     return Binding(
         n_particles=len(everything),
         species=[atom.element.atomic_number for atom in seen],
         inputs=inputs,
         targets=targets,
-        box=box,
+        box=None,
         labels=[label(atom) for atom in seen],
     )
 
@@ -159,15 +173,7 @@ def _targets(card: dict[str, Any], everything: Sequence[Any], atoms: Iterable[in
         if card["target_atoms"] == "all":
             return list(range(len(everything)))
         return solute_atoms(everything[0].residue.chain.topology)
-    targets = sorted({int(getattr(atom, "index", atom)) for atom in atoms})
-    if not targets:
-        raise TopologyError("atoms is empty; pass the indices of the atoms that shall feel the model, or None")
-    if targets[0] < 0 or targets[-1] >= len(everything):
-        wrong = targets[0] if targets[0] < 0 else targets[-1]
-        raise TopologyError(
-            f"atoms holds the index {wrong}, but the topology has atoms 0 to {len(everything) - 1}; atoms are counted "
-            "from 0 in the order of the topology given here (was it changed after the selection?)"
-        )
+    targets = read_indices(atoms, len(everything))
     if card["target_atoms"] == "solute":
         solvent = [everything[i] for i in targets if _is_solvent(everything[i].residue)]
         if solvent:

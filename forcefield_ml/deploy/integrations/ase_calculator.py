@@ -11,6 +11,7 @@ import torch
 
 from forcefield_ml import units
 from forcefield_ml.deploy.force.binding import NAMED
+from forcefield_ml.deploy.force.indices import read_indices, read_values
 from forcefield_ml.deploy.guards.coordinates import check_unit
 from forcefield_ml.deploy.guards.stability import MAX_FORCE
 from forcefield_ml.deploy.model import DeployedModel, load
@@ -46,19 +47,22 @@ class ForcefieldMLCalculator(Calculator):
         A model.pt, the name of a model that ships with the package, or what `forcefield_ml.load` returned.
     mode
         What the atoms are, checked against the model's card as `DeployedModel.add_to_system` does: ``"system"``, all
-        there is; ``"embedded"``, the solute alone; ``"correction"``, for a sum with an MM calculator;
-        ``"solute"``, all there is, of which the model moves `targets`.
+        there is; ``"embedded"``, the solute alone, or `targets`, the only atoms that the model sees;
+        ``"correction"``, for a sum with an MM calculator; ``"solute"``, all there is, of which the model moves
+        `targets`.
     targets
-        Indices of the atoms whose forces are predicted; all others get none and must be held by ``FixAtoms``. Needed
-        in mode ``"solute"``.
+        Indices of the atoms whose forces are predicted, or a mask of all atoms; all others get none and, but for mode
+        ``"correction"``, must be held by ``FixAtoms``. Needed in mode ``"solute"``, and in mode ``"correction"`` if
+        the model was trained on solute atoms only.
     device
         As for `forcefield_ml.load`.
 
     Raises
     ------
     ForceModeError
-        If the card does not allow the mode, the model leaves a part of the force to OpenMM, or mode ``"solute"`` lacks
-        targets.
+        If the card does not allow the mode, the model leaves a part of the force to OpenMM, or targets are lacking.
+    TopologyError
+        If targets are neither whole numbers nor a mask.
     ModelFileError, ConfigError
         As `forcefield_ml.load`.
     """
@@ -82,14 +86,20 @@ class ForcefieldMLCalculator(Calculator):
                 "its forces alone would be wrong. Use it in OpenMM (model.create_system, model.add_to_system), or take "
                 "a model that predicts 'total'"
             )
-        if mode == "solute" and targets is None:
+        solute_only = mode == "correction" and self.model.card["target_atoms"] == "solute"
+        if (mode == "solute" or solute_only) and targets is None:
             raise ForceModeError(
-                "mode 'solute' needs targets=[indices of the solute's atoms]: ASE's atoms do not say what is solvent"
+                f"mode {mode!r} needs targets=[indices of the solute's atoms]"
+                + (", since the model was trained on these only" if solute_only else "")
+                + ": ASE's atoms do not say what is solvent"
             )
-        self.targets = None if targets is None else np.unique(np.fromiter(targets, dtype=np.int64))
+        self.mode = mode
+        self._chosen = None if targets is None else read_values(targets, "targets")
         self.implemented_properties = ["energy", "free_energy", "forces"] if self.model.has_energy else ["forces"]
         self._evaluate: Callable[[torch.Tensor, torch.Tensor | None], Prediction] | None = None
         self._numbers = np.empty(0, dtype=np.int64)
+        self._targets = np.empty(0, dtype=np.int64)
+        self._seen = np.empty(0, dtype=np.int64)
         self._labels: list[str] = []
 
     def calculate(
@@ -125,7 +135,7 @@ class ForcefieldMLCalculator(Calculator):
         assert atoms is not None
         evaluate = self._prepared(atoms)
         cell, rotation = _cell(atoms, float(self.model.card["neighbours"]["cutoff"]))
-        positions = torch.tensor(units.ANGSTROM * atoms.positions @ rotation)
+        positions = torch.tensor(units.ANGSTROM * atoms.positions[self._seen] @ rotation)
         complaint = positions_complaint(positions, self._labels)
         if complaint:
             raise UnstableError(complaint)
@@ -133,12 +143,12 @@ class ForcefieldMLCalculator(Calculator):
         prediction = evaluate(positions.to(device), None if cell is None else torch.tensor(cell, device=device))
         assert prediction.forces is not None
         found = prediction.forces.cpu()
-        rows = np.arange(len(atoms)) if self.targets is None else self.targets
+        rows = np.searchsorted(self._seen, self._targets)
         complaint = forces_complaint(found, torch.from_numpy(rows), self._labels, MAX_FORCE)
         if complaint:
             raise UnstableError(complaint)
         forces = np.zeros((len(atoms), 3))
-        forces[rows] = found.numpy().astype(float) @ rotation.T * (units.ANGSTROM / units.EV)
+        forces[self._targets] = found.numpy().astype(float) @ rotation.T * (units.ANGSTROM / units.EV)
         self.results = {"forces": forces}
         if prediction.energy is not None:
             energy = float(prediction.energy) / units.EV
@@ -146,44 +156,50 @@ class ForcefieldMLCalculator(Calculator):
 
     def _prepared(self, atoms: Atoms) -> Callable[[torch.Tensor, torch.Tensor | None], Prediction]:
         """Return the evaluator for atoms that were checked; the former one where the elements are the same."""
-        if self.targets is not None:
-            self._check_targets(atoms)
         if self._evaluate is None or not np.array_equal(atoms.numbers, self._numbers):
+            self._evaluate = None
+            self._choose(atoms)
             self._evaluate = self._make_evaluator(atoms)
             self._numbers = atoms.numbers.copy()
-            self._labels = [f"{chemical_symbols[number]} (atom {i})" for i, number in enumerate(atoms.numbers)]
+            self._labels = [f"{chemical_symbols[atoms.numbers[i]]} (atom {i})" for i in self._seen]
+        if self.mode != "correction":
+            self._check_held(atoms)
         return self._evaluate
 
     def _make_evaluator(self, atoms: Atoms) -> Callable[[torch.Tensor, torch.Tensor | None], Prediction]:
         known = self.model.card["species"]
-        unknown = np.flatnonzero(~np.isin(atoms.numbers, known))
+        unknown = self._seen[~np.isin(atoms.numbers[self._seen], known)]
         if len(unknown):
             raise TopologyError(
                 f"the model does not know {_named(atoms, unknown)}; it was trained on "
                 f"{', '.join(chemical_symbols[number] for number in known)}. Remove them, or set their elements "
                 "(X means none)"
             )
-        if not len(atoms):
-            raise TopologyError("there are no atoms to compute forces of")
-        if np.isfinite(atoms.positions).all():
-            check_unit(units.ANGSTROM * atoms.positions, atoms.numbers)
+        if np.isfinite(atoms.positions[self._seen]).all():
+            check_unit(units.ANGSTROM * atoms.positions[self._seen], atoms.numbers[self._seen])
         device = self.model.device
         mask = None
-        if self.targets is not None:
-            mask = torch.from_numpy(np.isin(np.arange(len(atoms)), self.targets)).to(device)
-        return self.model.evaluator(torch.tensor(atoms.numbers, device=device), mask)
+        if len(self._targets) < len(self._seen):
+            mask = torch.from_numpy(np.isin(self._seen, self._targets)).to(device)
+        return self.model.evaluator(torch.tensor(atoms.numbers[self._seen], device=device), mask)
 
-    def _check_targets(self, atoms: Atoms) -> None:
-        targets = self.targets
-        assert targets is not None
-        if not len(targets) or targets[0] < 0 or targets[-1] >= len(atoms):
-            raise TopologyError(f"targets must be indices from 0 to {len(atoms) - 1}, at least one; got {targets}")
+    def _choose(self, atoms: Atoms) -> None:
+        """Set which atoms get forces, and which the model sees."""
+        everything = np.arange(len(atoms))
+        if not len(atoms):
+            raise TopologyError("there are no atoms to compute forces of")
+        self._targets = everything
+        if self._chosen is not None:
+            self._targets = np.array(read_indices(self._chosen, len(atoms), "targets"))
+        self._seen = self._targets if self.mode == "embedded" else everything
+
+    def _check_held(self, atoms: Atoms) -> None:
         held = [c.index for c in atoms.constraints if isinstance(c, FixAtoms)]
-        free = np.setdiff1d(np.arange(len(atoms)), np.concatenate([targets, *held]))
+        free = np.setdiff1d(np.arange(len(atoms)), np.concatenate([self._targets, *held]))
         if len(free):
             raise ForceModeError(
-                f"the model predicts forces on {len(targets)} targets only, and {len(free)} other atoms are free to "
-                f"move without any ({_named(atoms, free)}); hold them: atoms.set_constraint(FixAtoms([...]))"
+                f"the model predicts forces on {len(self._targets)} targets only, and {len(free)} other atoms are free "
+                f"to move without any ({_named(atoms, free)}); hold them: atoms.set_constraint(FixAtoms([...]))"
             )
 
 

@@ -8,10 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openmm
 from openmm import app
 from openmmml.mlpotential import MLPotentialImpl
 
+from forcefield_ml.deploy.force.indices import read_indices
 from forcefield_ml.deploy.force.openmm_force import NO_ENERGY, WITH_ENERGY
 from forcefield_ml.deploy.guards.order import check_order
 from forcefield_ml.deploy.integrations.mlpotential import refuse_unknown
@@ -95,6 +97,12 @@ class ForcefieldMLPotential(MLPotentialImpl):
             _set_group(system, forceGroup)
             return
         self._require("embedded")
+        atoms = list(atoms)
+        if any(isinstance(atom, bool | np.bool_) for atom in atoms):
+            raise ForceModeError(
+                "openmm-ml itself takes atoms as indices, and a mask for atoms 0 and 1; with NumPy, "
+                "give atoms=numpy.flatnonzero(mask)"
+            )
         self.model.create_reciprocal_force(topology, charges)  # refuses charges that nobody needs
         interpolating = system.getNumParticles() == 0  # openmm-ml collects the forces in a System of its own
         if interpolating and not self.model.has_energy:
@@ -161,6 +169,7 @@ class ForcefieldMLPotential(MLPotentialImpl):
             raise ForceModeError(INTERPOLATION.format(f'embedding "{embedding}" has no energy of its own'))
         self._require(embedding)
         mixed = copy.deepcopy(system)
+        atoms = read_indices(atoms, topology.getNumAtoms())
         _release(mixed, set(atoms))
         mixed = self.model.add_to_system(
             mixed,

@@ -96,10 +96,13 @@ def test_all_atoms_model(wet: Molecules, tmp_path: Path) -> None:
 
 
 def test_forces_without_openmm(wet: Molecules, deployed: dict[str, Deployed]) -> None:
-    """DeployedModel.forces gives the eager forces, for all atoms or some."""
+    """DeployedModel.forces gives the eager forces, for the atoms that the card names or some of them."""
     model = forcefield_ml.load(deployed["fast"].path)
     expected = eager_forces(deployed["fast"].eager, wet)
-    assert relative(model.forces(wet.positions, wet.box, topology=wet.topology), expected) < EXACT
+    solute = model.forces(wet.positions, wet.box, topology=wet.topology)
+    assert solute.shape == (len(wet.solute), 3) and relative(solute, expected[wet.solute]) < EXACT
+    species = [atom.element.atomic_number for atom in wet.topology.atoms()]
+    assert relative(model.forces(wet.positions, wet.box, species=np.array(species)), expected) < EXACT
     some = model.forces(wet.positions, wet.box, topology=wet.topology, atoms=[30, 3])
     assert relative(some, expected[[3, 30]]) < EXACT
     with pytest.raises(ConfigError, match="species"):

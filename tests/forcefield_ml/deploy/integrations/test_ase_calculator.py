@@ -240,7 +240,7 @@ def test_modes(dry: Molecules, wet: Molecules, deployed: dict[str, Deployed], tm
     assert not forces[others].any()
     assert relative(forces[wet.solute], eager_forces(deployed["fast"].eager, wet)[wet.solute]) < EXACT
     atoms.calc = ForcefieldMLCalculator(deployed["fast"].path, mode="solute", targets=[len(atoms)])
-    with pytest.raises(TopologyError, match="indices from 0"):
+    with pytest.raises(TopologyError, match=f"index {len(atoms)}, but there are atoms 0 to {len(atoms) - 1}"):
         atoms.get_forces()
     with pytest.raises(ConfigError, match="no device"):
         ForcefieldMLCalculator(alone, mode="embedded", device="cuda:99")
@@ -251,7 +251,9 @@ def test_sum_with_another_calculator(dry: Molecules, tmp_path: Path) -> None:
     from ase.calculators.lj import LennardJones
     from ase.calculators.mixing import SumCalculator
 
-    correction = ForcefieldMLCalculator(write_model(tmp_path, predicts="reference_minus_mm"), mode="correction")
+    correction = ForcefieldMLCalculator(
+        write_model(tmp_path, predicts="reference_minus_mm", target_atoms="all"), mode="correction"
+    )
     atoms = atoms_of(dry)
     atoms.calc = SumCalculator([LennardJones(sigma=1.0, epsilon=1e-3), correction])
     total = atoms.get_forces()
@@ -260,6 +262,62 @@ def test_sum_with_another_calculator(dry: Molecules, tmp_path: Path) -> None:
         atoms.calc = calculator
         parts.append(atoms.get_forces())
     assert relative(total, parts[0] + parts[1]) < 1e-6 and all(part.any() for part in parts)
+
+
+def test_a_correction_of_the_solute_leaves_water_alone(wet: Molecules, tmp_path: Path) -> None:
+    """A model trained on solute atoms needs targets; the other atoms are MM's, so that nothing must hold them."""
+    path = write_model(tmp_path, predicts="reference_minus_mm", target_atoms="solute")
+    with pytest.raises(ForceModeError, match=r"'correction' needs targets=.*trained on these only"):
+        ForcefieldMLCalculator(path, mode="correction")
+    atoms = atoms_of(wet)
+    atoms.calc = ForcefieldMLCalculator(path, mode="correction", targets=wet.solute)
+    found = atoms.get_forces() / EV_PER_ANGSTROM
+    assert relative(found[wet.solute], eager_forces(make_model("fast"), wet)[wet.solute]) < EXACT
+    assert not np.delete(found, wet.solute, axis=0).any()
+
+
+def test_embedded_targets_are_all_that_the_model_sees(dry: Molecules, wet: Molecules, tmp_path: Path) -> None:
+    """In a box of water the targets feel what they would feel without it, also where water is unknown or lost."""
+    path = write_model(tmp_path, predicts="solute_alone")
+    atoms = atoms_of(wet)
+    others = np.setdiff1d(np.arange(len(atoms)), wet.solute)
+    atoms.calc = ForcefieldMLCalculator(path, mode="embedded", targets=wet.solute)
+    with pytest.raises(ForceModeError, match=f"{len(others)} other atoms are free"):
+        atoms.get_forces()
+    atoms.set_constraint(FixAtoms(others))
+    atoms.numbers[others[-1]] = 30
+    atoms.positions[others[-1]] = np.nan
+    found = atoms.get_forces(apply_constraint=False) / EV_PER_ANGSTROM
+    assert not found[others].any()
+    bare = atoms_of(wet)[wet.solute]
+    bare.calc = ForcefieldMLCalculator(path, mode="embedded")
+    assert relative(found[wet.solute], bare.get_forces() / EV_PER_ANGSTROM) < 1e-6
+    in_water = eager_forces(make_model("fast"), wet)[wet.solute]
+    assert relative(found[wet.solute], in_water) > 100 * EXACT, "control: water makes a difference"
+
+
+def test_targets_as_a_mask(dry: Molecules, wet: Molecules, deployed: dict[str, Deployed]) -> None:
+    """A mask is what ASE's atoms take, too; of another length, or floats, it is refused."""
+    mask = np.isin(np.arange(len(wet.positions)), wet.solute)
+    found = []
+    for targets in (mask, mask.tolist(), iter(wet.solute)):
+        atoms = atoms_of(wet)
+        atoms.set_constraint(FixAtoms(mask=~mask))
+        atoms.calc = ForcefieldMLCalculator(deployed["fast"].path, mode="solute", targets=targets)
+        found.append(atoms.get_forces())
+    assert found[0][mask].all() and not found[0][~mask].any()
+    assert (found[0] == found[1]).all() and (found[0] == found[2]).all()
+    small = atoms_of(dry)
+    small.calc = atoms.calc  # its targets came from an iterator, and are all there once more
+    assert small.get_forces().any()
+    small.calc = ForcefieldMLCalculator(deployed["fast"].path, mode="solute", targets=mask)
+    with pytest.raises(TopologyError, match=f"targets is a mask of {len(mask)} booleans, but there are {len(small)}"):
+        small.get_forces()
+    with pytest.raises(TopologyError, match=r"targets holds 0\.0, a float"):
+        ForcefieldMLCalculator(deployed["fast"].path, mode="solute", targets=np.array(wet.solute, dtype=float))
+    small.calc = ForcefieldMLCalculator(deployed["fast"].path, mode="solute", targets=[-1])
+    with pytest.raises(TopologyError, match="index -1"):
+        small.get_forces()
 
 
 def test_dynamics(dry: Molecules, whole: Path) -> None:

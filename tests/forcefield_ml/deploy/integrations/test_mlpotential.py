@@ -403,3 +403,18 @@ def test_imports(environment: dict[str, str]) -> None:
         "except ImportError as error: print(error)"
     )
     assert 'pip install "forcefield-ml[ase]"' in run(without, environment)
+
+
+def test_masks(wet: Molecules, forcefield: app.ForceField, deployed: dict[str, Deployed], alone: Path) -> None:
+    """Our own embeddings read a mask; where openmm-ml would take it for atoms 0 and 1, it is refused."""
+    mask = np.isin(np.arange(len(wet.positions)), wet.solute)
+    found = []
+    for atoms in (mask, wet.solute):
+        mixed = potential(deployed["fast"].path).createMixedSystem(
+            wet.topology, mm_system(wet, forcefield), atoms, embedding="solute"
+        )
+        found.append(forces_of(context_of(mixed, wet, "Reference")))
+    assert np.abs(found[0] - found[1]).max() < 1e-6 * np.abs(found[1]).max()
+    for atoms in (mask, mask.tolist()):
+        with pytest.raises(ForceModeError, match="flatnonzero"):
+            potential(alone).createMixedSystem(wet.topology, mm_system(wet, forcefield), atoms)
