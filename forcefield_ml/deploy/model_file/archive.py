@@ -7,6 +7,7 @@ docs/decisions/0019-reading-safely.md.
 from __future__ import annotations
 
 import io
+import math
 import re
 import zipfile
 import zlib
@@ -28,6 +29,9 @@ MAX_TEXT = 32 << 20
 
 MAX_ENTRIES = 20_000
 """Files in it; ours have some 200."""
+
+PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""How torch packs: source deflated, all else as it is."""
 
 TENSOR = re.compile(r"data/\d+")
 SOURCE = re.compile(r"code/__torch__(/\w+)*\.py")
@@ -146,6 +150,8 @@ def _check_listing(items: list[zipfile.ZipInfo], data: bytes, comment: bytes, so
         fault = f"more than one folder at its top: {', '.join(sorted(folders)[:3])}"
     elif twice:
         fault = f"the name {twice[0]!r} twice"
+    elif packing := [item.filename for item in items if item.compress_type not in PACKINGS]:
+        fault = f"{packing[0]!r} packed in a way that torch does not use"
     elif comment or not data.startswith(b"PK\3\4"):
         fault = "something beside the zip file"
     if fault:
@@ -180,11 +186,33 @@ class _Stand:
     def __setstate__(self, state: Any) -> None:
         pass
 
-    def __hash__(self) -> int:
-        return 0
-
     def __setitem__(self, key: Any, value: Any) -> None:
         pass
+
+
+class _Content(_Stand):
+    """Stands for the content of a tensor: `count` numbers."""
+
+    def __init__(self, count: int):
+        self.count = count
+
+
+def _tensor(content: Any, offset: Any, sizes: Any, strides: Any, *_: Any) -> _Stand:
+    """Stand for `_rebuild_tensor_v2`: a tensor must lie within its content, since torch does not look."""
+    numbers = (offset, *sizes, *strides)
+    fits = (
+        isinstance(content, _Content)
+        and type(sizes) is type(strides) is tuple
+        and len(sizes) == len(strides)
+        and all(type(number) is int and 0 <= number <= MAX_FILE for number in numbers)
+        and math.prod(sizes) <= MAX_FILE  # a stride of 0 makes many of few
+    )
+    if fits and 0 not in sizes:
+        last = offset + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
+        fits = last < content.count
+    if not fits:
+        raise pickles.RefusedPickle("a tensor that lies outside its content")
+    return _Stand()
 
 
 def _check_pickle(data: bytes, entries: dict[str, bytes]) -> None:
@@ -197,19 +225,23 @@ def _check_pickle(data: bytes, entries: dict[str, bytes]) -> None:
         if module == "torch" and name in STORAGES:
             return Storage(name)
         if (module, name) in FUNCTIONS:
-            return _Stand
-        if (module + ".").startswith("__torch__.") and not module.startswith("__torch__.torch.classes"):
+            return _tensor if name == "_rebuild_tensor_v2" else _Stand
+        # torch joins the two, wherever the pickle parts them
+        own = module.startswith("__torch__.") or module == "__torch__"
+        if own and "." not in name and not f"{module}.{name}".startswith("__torch__.torch.classes"):
             return type("_Object", (_Stand,), {})
         raise pickles.RefusedPickle(f"names {module}.{name}, which no network is made of")
 
-    def persistent(pid: Any) -> _Stand:
+    def persistent(pid: Any) -> _Content:
         kind, storage, key, _, count = pid
-        if kind != "storage" or not isinstance(storage, Storage) or type(count) is not int or count < 0:
-            raise pickles.RefusedPickle(f"a tensor's content is given as {pid!r}")
+        if kind != "storage" or not isinstance(storage, Storage) or type(key) is not str:
+            raise pickles.RefusedPickle("a tensor's content is given by something else than type and name")
+        if type(count) is not int or count < 0:
+            raise pickles.RefusedPickle("a tensor's content is given without its length")
         there = len(entries.get(f"data/{key}", b""))
         if count * STORAGES[storage] > there:
             raise pickles.RefusedPickle(f"{count} numbers of {storage} in data/{key}, which has {there} bytes")
-        return _Stand()
+        return _Content(count)
 
     pickles.load(data, find, persistent)
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
+
+import torch
 
 OPERATORS = frozenset(
     """__and__ __derive_index __is__ __isnot__ __not__ __or__ __range_length abs acos add add_ addcmul all any append
@@ -39,7 +41,7 @@ BUILTINS = frozenset(
 )
 
 METHODS = frozenset(("compute", "__new__", "__init__", "__enter__", "__exit__", "__len__", *OPERATORS))
-"""What may follow a dot besides the fields and methods that the archive itself defines."""
+"""What may follow a dot and be called, besides names of the archive itself that are no operator's."""
 
 FORBIDDEN = frozenset("save from_file load_tensor classes fork __setstate__ __getstate__ __import__ eval exec".split())
 """Names that nothing in a model may have, so that nothing can stand for them."""
@@ -74,10 +76,17 @@ def faults(sources: Mapping[str, str]) -> Iterator[str]:
             trees[name] = ast.parse(text)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             yield f"{name} is not the source that torch writes ({error})"
-    known = METHODS | {name for tree in trees.values() for name in _defined(tree)}
+    defined = {name for tree in trees.values() for name in _defined(tree)}
+    known = METHODS | defined
+    called = METHODS | {name for name in defined if not _is_operator(name)}
     for name, tree in trees.items():
-        for fault in _faults_of(tree, known):
+        for fault in _faults_of(tree, known, called):
             yield f"{name} {fault}"
+
+
+def _is_operator(name: str) -> bool:
+    """Tell whether torch would take ``x.name(...)`` on a tensor for an operator, whatever else has that name."""
+    return any(torch._C._jit_get_schemas_for_operator(f"{space}::{name}") for space in ("aten", "prim"))
 
 
 def _odd_characters(text: str) -> str:
@@ -100,8 +109,29 @@ def _defined(tree: ast.Module) -> Iterator[str]:
             yield node.target.id
 
 
-def _faults_of(tree: ast.Module, known: frozenset[str] | set[str]) -> Iterator[str]:
-    stored = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+def _functions(tree: ast.Module) -> set[int]:
+    """Return the ids of calls by a name that stands, wherever its function stores it, for something under `ROOTS`."""
+    found: set[int] = set()
+    for function in ast.walk(tree):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        inside = [*ast.walk(function)]
+        short = {
+            id(node.targets[0])
+            for node in inside
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Attribute) and _chain(node.value)[0] in ROOTS
+        }
+        stored = [node for node in inside if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+        names = {node.id for node in stored} - {node.id for node in stored if id(node) not in short}
+        names -= {node.arg for node in inside if isinstance(node, ast.arg)}
+        found.update(id(node) for node in inside if isinstance(node, ast.Call) and _name(node.func) in names)
+    return found
+
+
+def _faults_of(tree: ast.Module, known: Set[str], called: Set[str]) -> Iterator[str]:
+    """Yield faults; `known` are names that may follow a dot, `called` those that may be called there, too."""
+    functions = _functions(tree)
+    callees = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     rooted: set[int] = set()  # names and attributes that were judged as part of a longer chain
     for node in ast.walk(tree):  # from the outside in, so that a chain is met before its parts
         where = f"line {getattr(node, 'lineno', 0)}"
@@ -116,15 +146,15 @@ def _faults_of(tree: ast.Module, known: frozenset[str] | set[str]) -> Iterator[s
                 if not _allowed(root, names):
                     yield f"({where}) uses {root}.{'.'.join(names)}, which is not allowed"
                 continue
-            if node.attr not in known or node.attr in FORBIDDEN:
+            if node.attr not in (called if id(node) in callees else known) or node.attr in FORBIDDEN:
                 yield f"({where}) uses .{node.attr}, which is not allowed"
         elif isinstance(node, ast.Name) and node.id in ROOTS and id(node) not in rooted:
             yield f"({where}) uses {node.id} other than by what is in it"
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            called = node.func.id
-            if called not in BUILTINS and called not in stored:
-                yield f"({where}) calls {called}, which is not allowed"
-            if called == "getattr":
+        elif isinstance(node, ast.Call) and not isinstance(node.func, ast.Attribute):
+            callee = node.func.id if isinstance(node.func, ast.Name) else type(node.func).__name__
+            if not (isinstance(node.func, ast.Name) and callee in BUILTINS) and id(node) not in functions:
+                yield f"({where}) calls {callee}, which is not allowed"
+            if callee == "getattr":
                 last = node.args[-1] if len(node.args) == 2 and not node.keywords else None
                 value = last.value if isinstance(last, ast.Constant) else None
                 if not isinstance(value, str) or not (value.isdecimal() or value in known):

@@ -12,7 +12,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_origin, get_type_hints
 
 import openmm
 
@@ -26,6 +26,9 @@ OWN = {
     ("forcefield_ml.deploy.system.mm", "AddToSolute"),
 }
 """Module and name of what a PythonForce of ours calls; nothing else is unpickled."""
+
+MAX_DEPTH = 100
+"""Levels of XML elements within each other; OpenMM writes some ten."""
 
 PYTHON_FORCE = "PythonForce"
 TORCH_FORCE = "TorchForce"
@@ -138,6 +141,11 @@ def parse(text: str, name: str = "the XML") -> ElementTree.Element:
         root = parser.close()
     except ElementTree.ParseError as error:
         raise SerialisationError(f"{name} is no XML or damaged ({error}); get or write it again") from None
+    level, depth = [root], 0
+    while level:
+        level, depth = [child for element in level for child in element], depth + 1
+        if depth > MAX_DEPTH:
+            raise SerialisationError(f"{name} has more than {MAX_DEPTH} elements within each other; OpenMM writes ten")
     for element in root.iter():
         kind = element.get("type", "")
         if "{" in element.tag or any("{" in key for key in element.keys()):
@@ -180,6 +188,8 @@ def unpickle(data: bytes) -> Any:
         raise pickles.RefusedPickle(f"a {kind.__name__} instead of the callable of a force")
     allowed = {field.name for field in fields(kind) if not field.name.startswith("_")}
     needed = {field.name for field in fields(kind) if field.name in allowed and not hasattr(kind, field.name)}
+    if not all(type(key) is str for key in vars(result)):
+        raise pickles.RefusedPickle(f"a {kind.__name__} with a value that has no name")
     state = {key: value for key, value in vars(result).items() if not key.startswith("_")}
     if not needed <= state.keys() <= allowed:
         raise pickles.RefusedPickle(
@@ -187,6 +197,13 @@ def unpickle(data: bytes) -> Any:
         )
     if not pickles.is_plain(state):
         raise pickles.RefusedPickle(f"a {kind.__name__} with values that are not plain")
+    hints = get_type_hints(kind)
+    for key, value in state.items():
+        expected = get_origin(hints[key]) or hints[key]
+        if type(value) is not expected:
+            raise pickles.RefusedPickle(
+                f"a {kind.__name__} whose {key} is of type {type(value).__name__}, not {expected.__name__}"
+            )
     if any(value is not None for key, value in vars(result).items() if key.startswith("_")):
         raise pickles.RefusedPickle(f"a {kind.__name__} with values of its own use")
     return result

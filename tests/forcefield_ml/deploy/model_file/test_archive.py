@@ -6,6 +6,8 @@ import io
 import json
 import os
 import pickle
+import re
+import struct
 import time
 import zipfile
 from pathlib import Path
@@ -19,6 +21,7 @@ import forcefield_ml
 from forcefield_ml import pretrained
 from forcefield_ml.deploy.model_file import archive, bundle, script_guard
 from forcefield_ml.deploy.model_file.card import CARD_FILE
+from forcefield_ml.deploy.stored import pickles
 from forcefield_ml.errors import ModelFileError
 
 
@@ -59,6 +62,18 @@ class OtherLibrary(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # noqa: D102
         return torch.ops._test.leaky_relu(x)
+
+
+class CallsAnOperator(torch.nn.Module):
+    """Has a field of the name of an operator; its source is changed such that it calls that of a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._reshape_alias = 3
+        self.w = torch.nn.Parameter(torch.ones(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # noqa: D102
+        return self.w.reshape([2]) + self._reshape_alias + x
 
 
 def script(module: torch.nn.Module, path: Path, good: Path) -> Path:
@@ -114,6 +129,47 @@ def test_script_with_other_operators(
     evil = script(module, tmp_path / "evil.pt", deployed["fast"].path)
     torch.jit.load(str(evil))
     refused(evil, message)
+
+
+def test_a_field_lends_its_name_to_no_operator(deployed: dict[str, Deployed], tmp_path: Path) -> None:
+    """Read as a field it is no fault (control, and torch reads both); called on a tensor it reads foreign memory."""
+    good = script(CallsAnOperator(), tmp_path / "good.pt", deployed["fast"].path)
+    read = archive.read_archive(good.read_bytes(), "good.pt")
+    with zipfile.ZipFile(good) as file:
+        sources = [name for name in file.namelist() if name.endswith(".py")]
+        [name] = [name for name in sources if b"_reshape_alias" in file.read(name)]
+        text, count = re.subn(
+            r"torch\.reshape\((\w+), \[2\]\)", r"(\1)._reshape_alias([2], [1])", file.read(name).decode()
+        )
+    assert count == 1
+    evil = changed(good, tmp_path / "evil.pt", {name.partition("/")[2]: text.encode()})
+    for data in (read.torchscript, evil.read_bytes()):
+        assert torch.jit.load(io.BytesIO(data))(torch.zeros(1)).tolist() == [4, 4]
+    refused(evil, r"uses \._reshape_alias")
+
+
+CALLS = {
+    "field": "x._reshape_alias([9], [1])",
+    "method": "x._coalesced_(True)",
+    "stored": "f([9], [1])",
+    "by name": "getattr(x, '_reshape_alias')([9], [1])",
+    "by index": "(x._reshape_alias, 1)[0]([9], [1])",
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_no_way_to_call_an_operator_by_a_name_of_the_archive(call: str) -> None:
+    """Neither a field, a method, nor what a name was stored for; controls: fields, own methods, own functions."""
+    source = (
+        "class A(Module):\n  _reshape_alias : int\n  inner : int\n"
+        "  def _coalesced_(self, x: Tensor) -> Tensor:\n    return x\n"
+        "  def own(self, x: Tensor) -> Tensor:\n    return x\n"
+        "  def forward(self, x: Tensor) -> Tensor:\n    f = {first}\n    return {call}\n"
+    )
+    for first in ("x._reshape_alias", "getattr(x, '_reshape_alias')"):
+        assert [*script_guard.faults({"a": source.format(first=first, call=CALLS[call])})]
+    control = source.format(first="__torch__.other.function", call="f((self).own(x), self._reshape_alias)")
+    assert not [*script_guard.faults({"a": control})]
 
 
 def test_a_harmless_foreign_script_passes_the_guard(deployed: dict[str, Deployed], tmp_path: Path) -> None:
@@ -173,6 +229,65 @@ def test_pickles_name_nothing_else(where: str, name: str, deployed: dict[str, De
     refused(changed(deployed["fast"].path, tmp_path / "m.pt", {where: b"\x80\x02" + payload}), "names ")
 
 
+@pytest.mark.parametrize("name", ["torch.classes.vesin._NeighborList", "torch.classes.aoti.AOTIModel", "a.B"])
+def test_no_name_is_parted_in_another_way(name: str) -> None:
+    """Torch joins module and name before it looks: a class of a library is none of the archive's."""
+    with pytest.raises(pickles.RefusedPickle, match="names __torch__"):
+        archive._check_pickle(f"\x80\x02c__torch__\n{name}\n)\x81}}b.".encode("latin-1"), {})
+    archive._check_pickle(b"\x80\x02c__torch__.a\nB\n)\x81}b.", {})  # control
+
+
+TENSOR = "X\x07\0\0\0storage", "ctorch\nFloatStorage\n", "X\x01\0\0\0" + "0", "X\x03\0\0\0cpu", "K\x08"
+
+
+@pytest.mark.parametrize(
+    "offset, sizes, strides, fits",
+    [
+        (0, (2, 4), (4, 1), True),
+        (7, (1,), (1,), True),
+        (8, (0, 3), (3, 1), True),
+        (3, (1000,), (0,), True),
+        (0, (), (), True),
+        (8, (1,), (1,), False),
+        (0x70000000, (1,), (1,), False),
+        (0, (2, 4), (5, 1), False),
+        (0, (9,), (1,), False),
+        (-1, (1,), (1,), False),
+        (4, (2,), (-1,), False),
+        (0, (-1,), (1,), False),
+        (0, (2,), (1, 1), False),
+        (0, (0x7FFFFFFF, 0x7FFFFFFF), (0, 0), False),
+    ],
+)
+def test_tensors_lie_within_their_content(
+    offset: int, sizes: tuple[int, ...], strides: tuple[int, ...], fits: bool
+) -> None:
+    """Of eight numbers, by offset, sizes and strides; torch itself does not look."""
+
+    def tuple_of(numbers: tuple[int, ...]) -> bytes:
+        return b"(" + b"".join(b"J" + struct.pack("<i", number) for number in numbers) + b"t"
+
+    data = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n((" + "".join(TENSOR).encode() + b"tQ"
+    data += b"J" + struct.pack("<i", offset) + tuple_of(sizes) + tuple_of(strides) + b"\x89NtR."
+    if fits:
+        archive._check_pickle(data, {"data/0": bytes(32)})
+    else:
+        with pytest.raises(pickles.RefusedPickle, match="outside its content"):
+            archive._check_pickle(data, {"data/0": bytes(32)})
+
+
+def test_pickles_that_take_for_ever() -> None:
+    """A tuple of itself twice, 28 times over, is not hashed; neither is anything nested without bound."""
+    start = time.perf_counter()
+    twice = b"".join(b"h" + bytes([k]) + b"h" + bytes([k]) + b"\x86q" + bytes([k + 1]) for k in range(28))
+    with pytest.raises(pickles.RefusedPickle, match="a key that is neither"):
+        archive._check_pickle(b"\x80\x02})q\0" + twice + b"K\x01s.", {})
+    with pytest.raises(pickles.RefusedPickle, match="levels within each other"):
+        archive._check_pickle(b"\x80\x02)" + b"\x85" * 100_000 + b".", {})
+    archive._check_pickle(b"\x80\x02)" + b"\x85" * 50 + b".", {})  # control
+    assert time.perf_counter() - start < 2
+
+
 def test_pickle_payload_does_nothing(deployed: dict[str, Deployed], tmp_path: Path) -> None:
     """Control: the pickle writes a file where Python reads it; here it does not."""
     marker = tmp_path / "ran"
@@ -204,6 +319,12 @@ def test_archives_that_torch_did_not_write(deployed: dict[str, Deployed], tmp_pa
     with zipfile.ZipFile(changed(good, tensors, {}), "a", zipfile.ZIP_DEFLATED) as file:
         file.writestr(f"{file.namelist()[0].partition('/')[0]}/data/999", b"\0" * (8 << 20))
     refused(tensors, "bytes of tensors in a file of")
+
+    packed = tmp_path / "packed.pt"
+    for way in (zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2):
+        with zipfile.ZipFile(changed(good, packed, {"version": None}), "a", way) as file:
+            file.writestr(f"{file.namelist()[0].partition('/')[0]}/version", b"3\n")
+        refused(packed, "packed in a way that torch does not use")
 
     for change, message in (
         ({"../../etc/x": b""}, "a file '../../etc/x'"),

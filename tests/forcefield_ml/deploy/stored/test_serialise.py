@@ -7,6 +7,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,50 @@ def test_our_callable_holds_its_own_fields_only(state: dict[str, Any]) -> None:
     with pytest.raises(pickles.RefusedPickle):
         serialise.unpickle(pickle.dumps(evil))
     serialise.unpickle(pickle.dumps(ModelCallable("p", "0", {"a": [1, 2.5, "c", None, True]}, False)))  # control
+
+
+@pytest.mark.parametrize(
+    "callable_, message",
+    [
+        (ModelCallable(5, "0", {}, False), "path is of type int, not str"),  # type: ignore[arg-type]
+        (ModelCallable("p", 5, {}, False), "sha256 is of type int, not str"),  # type: ignore[arg-type]
+        (ModelCallable("p", "0", [], False), "binding is of type list, not dict"),  # type: ignore[arg-type]
+        (SubtractMM(5, [0], False), "system_xml is of type int, not str"),  # type: ignore[arg-type]
+        (SubtractMM("p", 0, False), "atoms is of type int, not list"),  # type: ignore[arg-type]
+    ],
+)
+def test_fields_of_another_type(callable_: Any, message: str) -> None:
+    """Each is named before anything makes use of it."""
+    with pytest.raises(SerialisationError, match=message):
+        forcefield_ml.read_xml(with_pickle(pickle.dumps(callable_)))
+
+
+def test_what_would_take_stack_or_time() -> None:
+    """Lists in themselves, lists that share their parts, XML of many levels: refused or read at once."""
+    itself: list[Any] = []
+    itself.append(itself)
+    shared: list[Any] = []
+    for _ in range(40):
+        shared = [shared, shared]
+    deep: list[Any] = []
+    for _ in range(200):
+        deep = [deep]
+    for value, message in ((itself, "contains itself"), (deep, "levels within each other")):
+        with pytest.raises(pickles.RefusedPickle, match=message):
+            serialise.unpickle(pickle.dumps(ModelCallable("p", "0", {"a": value}, False)))
+    start = time.perf_counter()
+    serialise.unpickle(pickle.dumps(ModelCallable("p", "0", {"a": shared}, False)))
+    assert time.perf_counter() - start < 1
+    with pytest.raises(SerialisationError, match="elements within each other"):
+        forcefield_ml.read_xml("<System type='System'>" + "<a>" * 50_000 + "</a>" * 50_000 + "</System>")
+
+
+def test_values_without_a_name() -> None:
+    """A field named by a number is refused as others are; so is a class filled instead of an object."""
+    named = b"\x80\x02cforcefield_ml.deploy.force.openmm_force\nModelCallable\n"
+    for rest in (b")\x81}K\x01K\x02sb.", b"}b."):
+        with pytest.raises(pickles.RefusedPickle, match=r"no name|filled after"):
+            serialise.unpickle(named + rest)
 
 
 def test_xml_of_openmm_is_read_unchanged(wet: Molecules, forcefield: app.ForceField) -> None:
