@@ -23,7 +23,7 @@ from forcefield_ml.deploy.guards.coordinates import check_unit, read_positions
 from forcefield_ml.deploy.guards.order import check_order
 from forcefield_ml.deploy.model_file import bundle
 from forcefield_ml.deploy.stored.locate import record
-from forcefield_ml.deploy.system.mm import class_name, make_subtract_mm, remove_internal_terms
+from forcefield_ml.deploy.system.mm import hold_centre, make_subtract_mm, remove_internal_terms
 from forcefield_ml.deploy.system.modes import check_mode, check_system
 from forcefield_ml.deploy.system.present import refuse_overlap
 from forcefield_ml.deploy.system.reciprocal import Charges, make_reciprocal, put_on_solute
@@ -290,19 +290,29 @@ class DeployedModel:
         return None
 
     def bound_force(
-        self, topology: app.Topology, atoms: Iterable[int] | None, backend: str, allow_residues: Iterable[str]
+        self,
+        topology: app.Topology,
+        atoms: Iterable[int] | None,
+        backend: str,
+        allow_residues: Iterable[str],
+        conserves: bool = True,
     ) -> tuple[openmm.Force, Binding]:
-        """Return the force of `create_force` and what it was bound to; parameters as there."""
+        """Return the force of `create_force` and what it was bound to; parameters as there.
+
+        `conserves` tells whether what else acts has an energy; without one the box must not change even if the model
+        has an energy of its own.
+        """
+        has_energy = self.has_energy and conserves
         binding = bind(self.card, topology, atoms, self._sees_targets_only, allow_residues)
         if self.card["neighbours"]["kind"] == "nearest":
             warnings.warn(NEAREST_WARNING, stacklevel=3)
         choice = choose_backend(backend)
         logger.info("%s serves %s: %s", choice.backend, self.path.name, choice.reason)
         if choice.backend == "torchforce":
-            force = openmm_force.make_torch_force(str(self.path), self.sha256, binding, self.has_energy)
+            force = openmm_force.make_torch_force(str(self.path), self.sha256, binding, has_energy)
         else:
             force = openmm_force.make_python_force(
-                record(self.path), self.sha256, binding, self.has_energy, self._wanted_device
+                record(self.path), self.sha256, binding, has_energy, self._wanted_device
             )
         return force, binding
 
@@ -329,7 +339,7 @@ class DeployedModel:
         Returns
         -------
         openmm.System
-            Masses of the elements, no constraints, the model's force.
+            Masses of the elements, no constraints, the model's force, and a `CMMotionRemover` if that has no energy.
 
         Raises
         ------
@@ -342,8 +352,6 @@ class DeployedModel:
         system = openmm.System()
         for atom in topology.atoms():
             system.addParticle(0.0 if atom.element is None else atom.element.mass)
-        if topology.getPeriodicBoxVectors() is not None:
-            system.setDefaultPeriodicBoxVectors(*topology.getPeriodicBoxVectors())
         return self.add_to_system(
             system, topology, mode="system", backend=backend, allow_residues=allow_residues, charges=charges
         )
@@ -361,10 +369,11 @@ class DeployedModel:
     ) -> openmm.System:
         """Add the model to a System, in place where the mode allows it.
 
-        In mode `solute` Newton's third law does not hold between solute and solvent, so that the centre of mass
-        would drift: a `CMMotionRemover` is added if there is none. All that acts on the solute at this moment is
-        replaced by the model; restraints added afterwards act beside it. Where the model leaves the reciprocal-space
-        sum to OpenMM, that is added on the same atoms as the model's force.
+        Forces without an energy do not sum to zero, and in mode `solute` Newton's third law does not hold between
+        solute and solvent, so that the centre of mass would drift: there a `CMMotionRemover` is added if there is
+        none. In mode `solute` all that acts on the solute at this moment is replaced by the model, and no energy
+        belongs to what is left, even if the model has one; restraints added afterwards act beside it. Where the model
+        leaves the reciprocal-space sum to OpenMM, that is added on the same atoms as the model's force.
 
         Parameters
         ----------
@@ -388,7 +397,7 @@ class DeployedModel:
         Returns
         -------
         openmm.System
-            The same object; in mode `embedded` a changed copy.
+            The same object, in mode `system` with the topology's box; in mode `embedded` a changed copy.
 
         Raises
         ------
@@ -403,19 +412,22 @@ class DeployedModel:
             atoms = solute_atoms(topology)
         if mode == "system":
             atoms = range(topology.getNumAtoms())
-        force, binding = self.bound_force(topology, atoms, backend, allow_residues)
+        conserves = mode != "solute"  # nothing there is the gradient of an energy: MM is taken off some atoms alone
+        force, binding = self.bound_force(topology, atoms, backend, allow_residues, conserves)
         check_order(system, topology)
         refuse_overlap(system, binding, mode)
-        check_system(system, binding.box, binding.targets, mode, self.has_energy)
+        check_system(system, binding.box, binding.targets, mode, self.has_energy and conserves)
         if charges is None and self.needs_reciprocal and mode != "system":
             charges = system
         reciprocal = self.create_reciprocal_force(topology, charges)
+        if mode == "system" and topology.getPeriodicBoxVectors() is not None:
+            system.setDefaultPeriodicBoxVectors(*topology.getPeriodicBoxVectors())
         if mode == "embedded":
             system = remove_internal_terms(system, binding.targets)
         if mode == "solute":
             system.addForce(make_subtract_mm(system, binding.targets, mm_platform))
-            if not any(class_name(other) == "CMMotionRemover" for other in system.getForces()):
-                system.addForce(openmm.CMMotionRemover())
+        if not (self.has_energy and conserves):
+            hold_centre(system)
         if reciprocal is not None and mode == "solute":
             system.addForce(put_on_solute(reciprocal, system, binding.targets, mm_platform))
         elif reciprocal is not None:

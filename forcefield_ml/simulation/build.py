@@ -212,7 +212,6 @@ def add_model(
     if mode == "system":
         charges = system if deployed.needs_reciprocal else None
         system = deployed.create_system(topology, backend=backend, charges=charges)
-        system.addForce(openmm.CMMotionRemover())
     else:
         system = deployed.add_to_system(system, topology, mode=mode, backend=backend, mm_platform=mm_platform)
     warnings = []

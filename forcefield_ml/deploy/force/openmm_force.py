@@ -82,6 +82,27 @@ def choose_backend(backend: str = "auto") -> BackendChoice:
     )
 
 
+RAISED: list[ForcefieldMLError] = []
+"""The last error that a model raised inside OpenMM, which passes on the message alone."""
+
+BOX_COMPLAINTS = ("the periodic box differs", "the box ", "a periodic box ", "the model is bound to a periodic box")
+"""How messages about the box begin: TorchScript knows one type of error."""
+
+
+def kind_of(message: str) -> type[ForcefieldMLError]:
+    """Return the type of error of a message that came out of OpenMM.
+
+    Parameters
+    ----------
+    message
+        Without the trace of TorchScript.
+    """
+    for error in RAISED:
+        if str(error).strip().rstrip(".") == message:
+            return type(error)
+    return BoxError if message.startswith(BOX_COMPLAINTS) else UnstableError
+
+
 @dataclass
 class ModelCallable:
     """What PythonForce calls. It pickles as plain data; the model is read, and its hash verified, at the first call.
@@ -134,6 +155,13 @@ class ModelCallable:
 
     def __call__(self, state: openmm.State) -> tuple[float, np.ndarray]:
         """Return energy in kJ/mol and forces (N, 3) in kJ/mol/nm."""
+        try:
+            return self._evaluate(state)
+        except ForcefieldMLError as error:
+            RAISED[:] = [error]
+            raise
+
+    def _evaluate(self, state: openmm.State) -> tuple[float, np.ndarray]:
         if self._ready is None:
             self._ready = self._prepare()
         ready: _Ready = self._ready

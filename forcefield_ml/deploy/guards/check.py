@@ -12,18 +12,19 @@ import torch
 
 from forcefield_ml import units
 from forcefield_ml.deploy.force.device import choose_device, mismatch
-from forcefield_ml.deploy.force.openmm_force import BOX_TOLERANCE
+from forcefield_ml.deploy.force.openmm_force import BOX_TOLERANCE, kind_of
 from forcefield_ml.deploy.force.plugin_repair import refusal
 from forcefield_ml.deploy.guards.coordinates import check_unit
 from forcefield_ml.deploy.guards.order import check_order, masses_of
 from forcefield_ml.deploy.guards.stability import MAX_TEMPERATURE, Limits, name_atoms
-from forcefield_ml.deploy.guards.steps import FreeAtoms, check_step, free_atoms, groups_apart
+from forcefield_ml.deploy.guards.steps import FreeAtoms, check_evaluated, check_step, free_atoms, together, uses_energy
 from forcefield_ml.deploy.guards.watch import Watch, plain_message
-from forcefield_ml.deploy.system.bound import BoundModel, bound_models
-from forcefield_ml.deploy.system.mm import BAROSTATS, FORCELESS, SUBTRACT_MM, class_name
+from forcefield_ml.deploy.system.bound import BoundModel, bound_models, callables
+from forcefield_ml.deploy.system.mm import BAROSTATS, FORCELESS, SUBTRACT_MM, SubtractMM, class_name
 from forcefield_ml.deploy.system.modes import barostat_message, check_constraints
-from forcefield_ml.deploy.system.present import refuse_overlaps_within
-from forcefield_ml.errors import BoxError, ForceModeError, UnstableError
+from forcefield_ml.deploy.system.present import OURS, refuse_overlaps_within
+from forcefield_ml.deploy.system.reciprocal import RECIPROCAL
+from forcefield_ml.errors import BoxError, ForceModeError
 from forcefield_ml.graph.box import check_box
 
 MINIMISE = (
@@ -89,7 +90,9 @@ def check(
         )
         return simulation
     refuse_overlaps_within(system)
-    energyless = not all(model.has_energy for model in models) or bool(_named(system, SUBTRACT_MM))
+    made = callables(system)
+    minus = [system.getForce(k) for k, called in made.items() if isinstance(called, SubtractMM)]
+    energyless = not all(model.has_energy for model in models) or bool(minus)
     if topology is not None:
         check_order(system, topology)
     for force in system.getForces():
@@ -97,7 +100,12 @@ def check(
             raise ForceModeError(barostat_message(class_name(force)))
     step_check = _StepCheck(integrator, [model.force.getForceGroup() for model in models], free_atoms(system, topology))
     step_check.now(stacklevel=3)
-    _check_groups(system, integrator)
+    _check_groups(system, integrator, minus, ours={*made})
+    if energyless and uses_energy(integrator):
+        raise ForceModeError(
+            "this CustomIntegrator uses the energy, but the forces here have none: what it computes from it would be "
+            "wrong and nothing would show it. Use an integrator that needs forces alone"
+        )
     for model in models:
         if model.backend == "torchforce" and (reason := refusal(context.getPlatform().getName())):
             raise ForceModeError(reason)
@@ -114,10 +122,6 @@ def check(
         limits = Limits(max_temperature=max_temperature)
         Watch(Path(last_good).absolute(), every, masses_of(system), limits).attach(simulation, step_check)
     return simulation
-
-
-def _named(system: openmm.System, name: str) -> list[openmm.Force]:
-    return [force for force in system.getForces() if force.getName() == name]
 
 
 class _StepCheck:
@@ -159,28 +163,31 @@ def _check_sites(system: openmm.System, model: BoundModel, topology: Any) -> Non
         )
 
 
-def _check_groups(system: openmm.System, integrator: openmm.Integrator) -> None:
-    """Refuse to take MM forces off the solute at other times than they act."""
-    if not groups_apart(integrator):
-        return
-    minus = _named(system, SUBTRACT_MM)
-    if not minus:
-        return
-    wanted = minus[0].getForceGroup()
-    apart = {}
-    for force in system.getForces():
-        if class_name(force) not in FORCELESS and not force.getName().startswith("forcefield_ml:"):
-            apart[force.getName()] = force.getForceGroup()
+def _check_groups(
+    system: openmm.System, integrator: openmm.Integrator, minus: list[openmm.Force], ours: set[int]
+) -> None:
+    """Refuse to take MM forces off the solute at other times than they act, and to leave out what a model needs."""
+    acting = {}
+    for index, force in enumerate(system.getForces()):
+        group = force.getForceGroup()
+        if index in ours or force.getName() == RECIPROCAL:
+            check_evaluated(integrator, group, f"the {class_name(force)} {force.getName()}")
+            continue
+        if class_name(force) not in FORCELESS and not force.getName().startswith(OURS):
+            acting[force.getName()] = group
         if isinstance(force, openmm.NonbondedForce) and force.getReciprocalSpaceForceGroup() >= 0:
-            apart[f"reciprocal space of {force.getName()}"] = force.getReciprocalSpaceForceGroup()
-    apart = {name: group for name, group in apart.items() if group != wanted}
-    if apart:
-        told = ", ".join(f"{name} in {group}" for name, group in apart.items())
-        raise ForceModeError(
-            "the integrator evaluates force groups at different times, but the MM forces and the force that takes "
-            f"them off the solute ({SUBTRACT_MM}, group {wanted}) are not in one group ({told}): the solute would be "
-            "kicked by MM and kicked back later. Put all of them into one group; the model may have its own"
-        )
+            acting[f"reciprocal space of {force.getName()}"] = force.getReciprocalSpaceForceGroup()
+    for force in minus:
+        wanted = force.getForceGroup()
+        apart = {name: group for name, group in acting.items() if not together(integrator, group, wanted)}
+        if apart:
+            told = ", ".join(f"{name} in {group}" for name, group in apart.items())
+            raise ForceModeError(
+                "the integrator evaluates force groups at different times or leaves some out, but the MM forces and "
+                f"the force that takes them off the solute ({SUBTRACT_MM}, group {wanted}) are not in one group "
+                f"({told}): the solute would be kicked by MM and kicked back later or never. Put all of them into "
+                "one group; the model may have its own"
+            )
 
 
 def _check_box(context: openmm.Context, model: BoundModel, energyless: bool) -> None:
@@ -216,8 +223,7 @@ def _try_forces(context: openmm.Context, models: list[BoundModel], topology: Any
         context.getState(forces=True)
     except openmm.OpenMMException as error:
         message = plain_message(error, positions, topology)
-        kind = BoxError if "box" in message else UnstableError
-        raise kind(message) from error
+        raise kind_of(message)(message) from error
 
 
 def _refuse_minimiser(*arguments: Any, **options: Any) -> NoReturn:

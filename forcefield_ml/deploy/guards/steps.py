@@ -121,7 +121,7 @@ def check_step(integrator: openmm.Integrator, group: int, free: FreeAtoms, stack
             )
 
 
-def interval(integrator: openmm.Integrator, group: int) -> float | None:
+def interval(integrator: openmm.Integrator, group: int, force: str = "the model's force") -> float | None:
     """Return how long atoms move between two evaluations of a force group, ps; None where nothing limits it.
 
     Parameters
@@ -129,7 +129,9 @@ def interval(integrator: openmm.Integrator, group: int) -> float | None:
     integrator
         Not a compound one.
     group
-        Of the model's force.
+        Of the force.
+    force
+        For the message.
 
     Raises
     ------
@@ -145,20 +147,43 @@ def interval(integrator: openmm.Integrator, group: int) -> float | None:
         share = _longest_share(list(_updates(integrator)), group)
     if share == 0 or not integrator.getIntegrationForceGroups() >> group & 1:
         raise ForceModeError(
-            f"the model's force is in force group {group}, which this {type(integrator).__name__} never evaluates: "
-            "the model would do nothing. Put it into a group that is integrated, force.setForceGroup(...), before the "
-            "Context is made"
+            f"{force} is in force group {group}, which this {type(integrator).__name__} never evaluates: it would do "
+            "nothing. Put it into a group that is integrated, force.setForceGroup(...), before the Context is made"
         )
     return share * step
 
 
-def groups_apart(integrator: openmm.Integrator) -> bool:
-    """Tell whether an integrator evaluates force groups one by one, as `openmm.MTSIntegrator` does."""
+def check_evaluated(integrator: openmm.Integrator, group: int, force: str) -> None:
+    """Refuse an integrator, or a part of one, that never evaluates a force group; parameters as of `interval`."""
     for part in _parts(integrator):
-        if isinstance(part, openmm.CustomIntegrator):
-            if len({name for _, text in _updates(part) for name in re.findall(r"\bf\d+\b", text)}) > 1:
-                return True
-    return False
+        interval(part, group, force)
+
+
+def together(integrator: openmm.Integrator, one: int, other: int) -> bool:
+    """Tell whether an integrator treats two force groups alike at all times, as `openmm.MTSIntegrator` does not.
+
+    Parameters
+    ----------
+    integrator
+        Any, compound ones included.
+    one, other
+        Force groups.
+    """
+    return all(_treatment(part, one) == _treatment(part, other) for part in _parts(integrator))
+
+
+def uses_energy(integrator: openmm.Integrator) -> bool:
+    """Tell whether what a `openmm.CustomIntegrator` computes depends on the potential energy."""
+    custom = [part for part in _parts(integrator) if isinstance(part, openmm.CustomIntegrator)]
+    return any(re.search(r"\benergy\d*\b", text) for part in custom for _, text in _updates(part))
+
+
+def _treatment(integrator: openmm.Integrator, group: int) -> tuple[bool, list[str]]:
+    """Return whether a group is integrated, and the expressions with its own force under one name."""
+    texts = []
+    if isinstance(integrator, openmm.CustomIntegrator):
+        texts = [re.sub(rf"\bf{group}\b", "own", text) for _, text in _updates(integrator)]
+    return bool(integrator.getIntegrationForceGroups() >> group & 1), texts
 
 
 def _reduced(mass: float) -> float:

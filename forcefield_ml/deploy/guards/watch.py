@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import openmm
 
+from forcefield_ml.deploy.force.openmm_force import kind_of
 from forcefield_ml.deploy.guards.stability import Limits, check_state, kinetic_temperature, name_atoms
-from forcefield_ml.errors import BoxError, ForcefieldMLError, UnstableError
+from forcefield_ml.errors import ForcefieldMLError, UnstableError
 from forcefield_ml.files import write_whole
 
 
@@ -114,7 +115,7 @@ class Watch:
         return guarded
 
     def _failure(self, simulation: Any, message: str) -> ForcefieldMLError:
-        kind = BoxError if "periodic box differs" in message else UnstableError
+        kind = kind_of(message)
         step = simulation.context.getStepCount()
         where = "" if message.startswith("at step") else f"after step {step}: "
         if self._good is None:

@@ -18,9 +18,10 @@ from forcefield_ml.deploy.force.openmm_force import NO_ENERGY, WITH_ENERGY
 from forcefield_ml.deploy.guards.order import check_order
 from forcefield_ml.deploy.integrations.mlpotential import refuse_unknown
 from forcefield_ml.deploy.model import load
-from forcefield_ml.deploy.system.mm import require_separable
+from forcefield_ml.deploy.system.mm import class_name, hold_centre, require_separable, silence_offsets
 from forcefield_ml.deploy.system.modes import check_mode, check_system
 from forcefield_ml.deploy.system.present import refuse_overlap
+from forcefield_ml.deploy.system.reciprocal import RECIPROCAL
 from forcefield_ml.errors import ForceModeError
 
 EMBEDDINGS = ("solute", "embedded", "correction")
@@ -73,7 +74,7 @@ class ForcefieldMLPotential(MLPotentialImpl):
         atoms
             Indices of the ML atoms, None for all.
         forceGroup
-            Of the model's force.
+            Of the model's force, and of the reciprocal-space sum if it brings one.
         backend, allow_residues
             As for `DeployedModel.create_force`.
         charges
@@ -95,6 +96,7 @@ class ForcefieldMLPotential(MLPotentialImpl):
                 system, topology, mode="system", backend=backend, allow_residues=allow_residues, charges=charges
             )
             _set_group(system, forceGroup)
+            _leave_the_remover(system)
             return
         self._require("embedded")
         atoms = list(atoms)
@@ -114,6 +116,11 @@ class ForcefieldMLPotential(MLPotentialImpl):
             require_separable(system, binding.targets)
             _release(system, set(binding.targets))
             check_system(system, binding.box, binding.targets, "embedded", self.model.has_energy)
+            for other in system.getForces():
+                if isinstance(other, openmm.NonbondedForce):
+                    silence_offsets(other, set(binding.targets))
+            if not self.model.has_energy:
+                hold_centre(system)
         force.setForceGroup(forceGroup)
         system.addForce(force)
 
@@ -147,7 +154,8 @@ class ForcefieldMLPotential(MLPotentialImpl):
         atoms
             Indices of the ML atoms.
         forceGroup
-            Of the model's force.
+            Of the model's force, and of the reciprocal-space sum if it brings one. The force that takes the MM forces
+            off the solute in mode `solute` stays in group 0, where MM is: the two must act together.
         interpolate
             Must be False.
         embedding
@@ -201,8 +209,15 @@ class ForcefieldMLPotential(MLPotentialImpl):
 
 def _set_group(system: openmm.System, group: int) -> None:
     for force in system.getForces():
-        if force.getName() in (NO_ENERGY, WITH_ENERGY):
+        if force.getName() in (NO_ENERGY, WITH_ENERGY, RECIPROCAL):
             force.setForceGroup(group)
+
+
+def _leave_the_remover(system: openmm.System) -> None:
+    """Take out our `CMMotionRemover`: openmm-ml's createSystem adds its own, or none where removeCMMotion=False."""
+    for index in reversed(range(system.getNumForces())):
+        if class_name(system.getForce(index)) == "CMMotionRemover":
+            system.removeForce(index)
 
 
 def _release(system: openmm.System, atoms: set[int]) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import openmm
 
-from forcefield_ml.deploy.force.openmm_force import NO_ENERGY, WITH_ENERGY
+from forcefield_ml.deploy.force.openmm_force import NO_ENERGY, WITH_ENERGY, ModelCallable
 from forcefield_ml.deploy.stored.pickles import RefusedPickle
 from forcefield_ml.deploy.stored.serialise import PYTHON_FORCE, unpickle
 from forcefield_ml.errors import ForceModeError
@@ -47,7 +48,7 @@ class BoundModel:
 
 
 def bound_models(system: openmm.System) -> list[BoundModel]:
-    """Return the models whose forces a System holds.
+    """Return the models whose forces a System holds; a PythonForce is known by what it calls, not by its name.
 
     Parameters
     ----------
@@ -59,7 +60,28 @@ def bound_models(system: openmm.System) -> list[BoundModel]:
     ForceModeError
         If a force has a model's name and is none.
     """
-    return [bound_model(force) for force in system.getForces() if force.getName() in (NO_ENERGY, WITH_ENERGY)]
+    made = callables(system)
+    return [
+        bound_model(force)
+        for index, force in enumerate(system.getForces())
+        if isinstance(made.get(index), ModelCallable) or force.getName() in (NO_ENERGY, WITH_ENERGY)
+    ]
+
+
+def callables(system: openmm.System) -> dict[int, Any]:
+    """Return what the PythonForces of ours in a System call, by the index of the force.
+
+    Parameters
+    ----------
+    system
+        Made in this process, or read from XML; forces of others in it are left out.
+    """
+    made = {}
+    for index, force in enumerate(system.getForces()):
+        if type(force).__name__ == PYTHON_FORCE:
+            with suppress(RefusedPickle):
+                made[index] = callable_of(force)
+    return made
 
 
 def bound_model(force: openmm.Force) -> BoundModel:
@@ -68,7 +90,7 @@ def bound_model(force: openmm.Force) -> BoundModel:
     Parameters
     ----------
     force
-        In a System, with the name of a model.
+        In a System.
 
     Raises
     ------

@@ -47,6 +47,12 @@ def class_name(force: openmm.Force) -> str:
     return type(force).__name__
 
 
+def hold_centre(system: openmm.System) -> None:
+    """Add a `CMMotionRemover` if there is none: forces without an energy do not sum to zero."""
+    if not any(class_name(force) == "CMMotionRemover" for force in system.getForces()):
+        system.addForce(openmm.CMMotionRemover())
+
+
 @dataclass
 class InnerForces:
     """What PythonForce calls to put the forces of another System, times `FACTOR`, on some atoms and on no others.
@@ -181,6 +187,22 @@ def require_separable(system: openmm.System, atoms: Sequence[int]) -> None:
             )
 
 
+def silence_offsets(force: openmm.NonbondedForce, subset: set[int]) -> None:
+    """Set to zero what parameters add to the exceptions inside a subset: an exception of zero would come back by it.
+
+    Parameters
+    ----------
+    force
+        Changed in place.
+    subset
+        Indices of atoms.
+    """
+    for k in range(force.getNumExceptionParameterOffsets()):
+        parameter, exception, *_ = force.getExceptionParameterOffset(k)
+        if subset.issuperset(force.getExceptionParameters(exception)[:2]):
+            force.setExceptionParameterOffset(k, parameter, exception, 0.0, 0.0, 0.0)
+
+
 def remove_internal_terms(system: openmm.System, atoms: Sequence[int]) -> openmm.System:
     """Return a copy of a System without the interactions among the atoms of a subset.
 
@@ -221,6 +243,7 @@ def remove_internal_terms(system: openmm.System, atoms: Sequence[int]) -> openmm
         if isinstance(force, openmm.NonbondedForce):
             for i, j in combinations(sorted(subset), 2):
                 force.addException(i, j, 0.0, 1.0, 0.0, True)
+            silence_offsets(force, subset)
         elif isinstance(force, openmm.CustomNonbondedForce):
             excluded = {frozenset(force.getExclusionParticles(k)) for k in range(force.getNumExclusions())}
             for i, j in combinations(sorted(subset), 2):

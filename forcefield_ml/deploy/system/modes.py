@@ -154,8 +154,9 @@ def check_constraints(system: openmm.System, atoms: Sequence[int]) -> None:
 def barostat_message(name: str) -> str:
     """Return why a barostat is refused and what to do."""
     return (
-        f"a {name} accepts moves by the energy, and this model has none: the box would inflate or collapse. Run at "
-        "constant volume: equilibrate the box with the MM force field first, then add the model without a barostat"
+        f"a {name} accepts moves by the energy, and this model, or any in mode 'solute', has none: the box would "
+        "inflate or collapse. Run at constant volume: equilibrate the box with the MM force field first, then add the "
+        "model without a barostat"
     )
 
 
