@@ -117,7 +117,7 @@ def test_embedded(wet: Molecules, dry: Molecules, forcefield: app.ForceField, tm
     expected[wet.solute] -= forces_of(context_of(mm_system(alone, forcefield), alone, "Reference"))
     expected[wet.solute] += eager_forces(make_model("fast"), alone)
     mixed = forcefield_ml.load(path).add_to_system(system, wet.topology, mode="embedded")
-    assert system.getNumForces() == mixed.getNumForces() - 1, "the MM system given stays as it is"
+    assert system.getNumForces() == mixed.getNumForces() - 2, "model and CMMotionRemover; the one given stays as it is"
     found = forces_of(context_of(mixed, wet, "Reference"))
     scale = float(np.sqrt((full**2).sum(1).mean()))
     assert per_atom(found, expected, scale) < 2e-3  # Lennard-Jones beyond the cutoff, Ewald tolerance
