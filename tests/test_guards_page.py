@@ -17,5 +17,6 @@ def test_each_guard_has_its_test() -> None:
         named = re.findall(r"(test_\w+\.py)::(test_\w+)", row)
         assert named, row
         for file, name in named:
-            source = (ROOT / "tests/forcefield_ml/deploy" / file).read_text(encoding="utf-8")
+            (path,) = (ROOT / "tests/forcefield_ml/deploy").rglob(file)
+            source = path.read_text(encoding="utf-8")
             assert re.search(rf"^def {name}\(", source, re.MULTILINE), (file, name)
