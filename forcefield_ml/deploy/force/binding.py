@@ -185,7 +185,8 @@ def _targets(card: dict[str, Any], everything: Sequence[Any], atoms: Iterable[in
     return targets
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """Return the first `NAMED` names as one phrase, and how many more there are."""
     rest = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + rest
 
@@ -195,7 +196,7 @@ def _check_species(card: dict[str, Any], atoms: Sequence[Any]) -> None:
     virtual = [label(atom) for atom in atoms if atom.element is None]
     if virtual:
         raise TopologyError(
-            f"{_some(virtual)}: no element (virtual sites, as of a four-point water?); this model knows atoms only. "
+            f"{some(virtual)}: no element (virtual sites, as of a four-point water?); this model knows atoms only. "
             "Use a three-point water model such as amber14/tip3pfb.xml"
         )
     unknown = [atom for atom in atoms if atom.element.atomic_number not in known]
@@ -204,7 +205,7 @@ def _check_species(card: dict[str, Any], atoms: Sequence[Any]) -> None:
         allowed = ", ".join(app.Element.getByAtomicNumber(number).symbol for number in sorted(known))
         residues = list(dict.fromkeys(residue_label(atom.residue) for atom in unknown))
         raise TopologyError(
-            f"the model does not know {', '.join(symbols)} (in {_some(residues)}); it was trained on {allowed}. "
+            f"the model does not know {', '.join(symbols)} (in {some(residues)}); it was trained on {allowed}. "
             "Remove these residues, or train a model on data that holds them"
         )
 
@@ -239,7 +240,7 @@ def _check_residues(card: dict[str, Any], atoms: Sequence[Any], topology: app.To
         names = list(dict.fromkeys(residue.name for residue in foreign))
         known_to = "amino acids, water and ions" if trained is None else ", ".join(sorted(trained))
         raise TopologyError(
-            f"the model was not trained on {_some([residue_label(residue) for residue in foreign])}; it knows "
+            f"the model was not trained on {some([residue_label(residue) for residue in foreign])}; it knows "
             f"{known_to}. Forces on and around such residues would be guesses: remove them, use a model trained on "
             f"data that holds them, or, if you mean it, pass allow_residues={names[:NAMED]}"
         )
@@ -271,6 +272,6 @@ def _check_hydrogens(atoms: Sequence[Any]) -> None:
             poor.append(f"{residue_label(residue)} ({found} of at least {fewest})")
     if poor:
         raise TopologyError(
-            f"hydrogens are missing in {_some(poor)}; the model was trained on complete molecules. Add them with "
+            f"hydrogens are missing in {some(poor)}; the model was trained on complete molecules. Add them with "
             "openmm.app.Modeller.addHydrogens(forcefield, pH=7.0), or prepare the file with forcefield-ml simulate"
         )

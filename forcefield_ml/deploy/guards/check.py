@@ -81,7 +81,8 @@ def check(
     context = getattr(simulation, "context", simulation)
     system, integrator = context.getSystem(), context.getIntegrator()
     topology = getattr(simulation, "topology", None)
-    models = bound_models(system)
+    made = callables(system)
+    models = bound_models(system, made)
     if not models:
         warnings.warn(
             "this simulation holds no model, so nothing was checked. Was the System that model.add_to_system returned "
@@ -89,8 +90,7 @@ def check(
             stacklevel=2,
         )
         return simulation
-    refuse_overlaps_within(system)
-    made = callables(system)
+    refuse_overlaps_within(models)
     minus = [system.getForce(k) for k, called in made.items() if isinstance(called, SubtractMM)]
     energyless = not all(model.has_energy for model in models) or bool(minus)
     if topology is not None:

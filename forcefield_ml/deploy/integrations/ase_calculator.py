@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from forcefield_ml import units
-from forcefield_ml.deploy.force.binding import NAMED
+from forcefield_ml.deploy.force.binding import some
 from forcefield_ml.deploy.force.indices import read_indices, read_values
 from forcefield_ml.deploy.guards.coordinates import check_unit
 from forcefield_ml.deploy.guards.stability import MAX_FORCE
@@ -226,6 +226,4 @@ def _cell(atoms: Atoms, cutoff: float) -> tuple[np.ndarray | None, np.ndarray]:
 
 def _named(atoms: Atoms, indices: np.ndarray[Any, np.dtype[Any]]) -> str:
     """Return symbols and indices of the first atoms of some, and how many more there are."""
-    names = [f"{chemical_symbols[atoms.numbers[i]]} (atom {i})" for i in indices[:NAMED]]
-    more = f" and {len(indices) - NAMED} more" if len(indices) > NAMED else ""
-    return ", ".join(names) + more
+    return some([f"{chemical_symbols[atoms.numbers[i]]} (atom {i})" for i in indices])

@@ -47,25 +47,28 @@ class BoundModel:
     device: str
 
 
-def bound_models(system: openmm.System) -> list[BoundModel]:
+def bound_models(system: openmm.System, made: dict[int, Any] | None = None) -> list[BoundModel]:
     """Return the models whose forces a System holds; a PythonForce is known by what it calls, not by its name.
 
     Parameters
     ----------
     system
         Made in this process, or read from XML.
+    made
+        What `callables` returned of it, where that is known already: in mode `solute` a whole MM system is read.
 
     Raises
     ------
     ForceModeError
         If a force has a model's name and is none.
     """
-    made = callables(system)
-    return [
-        bound_model(force)
-        for index, force in enumerate(system.getForces())
-        if isinstance(made.get(index), ModelCallable) or force.getName() in (NO_ENERGY, WITH_ENERGY)
-    ]
+    made = callables(system) if made is None else made
+    models = []
+    for index, force in enumerate(system.getForces()):
+        if isinstance(made.get(index), ModelCallable) or force.getName() in (NO_ENERGY, WITH_ENERGY):
+            python = type(force).__name__ == PYTHON_FORCE
+            models.append(_of_python_force(force, made.get(index)) if python else of_torch_force(force))
+    return models
 
 
 def callables(system: openmm.System) -> dict[int, Any]:
@@ -84,22 +87,6 @@ def callables(system: openmm.System) -> dict[int, Any]:
     return made
 
 
-def bound_model(force: openmm.Force) -> BoundModel:
-    """Return what a force of ours was bound to.
-
-    Parameters
-    ----------
-    force
-        In a System.
-
-    Raises
-    ------
-    ForceModeError
-        If it is none.
-    """
-    return _of_python_force(force) if type(force).__name__ == PYTHON_FORCE else _of_torch_force(force)
-
-
 def callable_of(force: openmm.Force) -> Any:
     """Return what a PythonForce of ours calls, without running anything.
 
@@ -115,10 +102,11 @@ def callable_of(force: openmm.Force) -> Any:
     return unpickle(bytes.fromhex(stored))
 
 
-def _of_python_force(force: openmm.Force) -> BoundModel:
+def _of_python_force(force: openmm.Force, made: Any) -> BoundModel:
+    if not isinstance(made, ModelCallable):
+        raise ForceModeError(_foreign(force, "it calls a function of another program"))
+    bound = made.binding
     try:
-        made = callable_of(force)
-        bound = made.binding
         return BoundModel(
             force,
             "pythonforce",
@@ -129,14 +117,23 @@ def _of_python_force(force: openmm.Force) -> BoundModel:
             bound["box"],
             made.device,
         )
-    except (RefusedPickle, AttributeError, KeyError) as error:
-        raise ForceModeError(
-            f"the force named {force.getName()} is none that this program made ({error}); give forces of your own "
-            "another name"
-        ) from None
+    except KeyError as error:
+        raise ForceModeError(_foreign(force, f"its binding lacks {error}")) from None
 
 
-def _of_torch_force(force: openmm.Force) -> BoundModel:
+def of_torch_force(force: openmm.Force) -> BoundModel:
+    """Return what a TorchForce of ours was bound to.
+
+    Parameters
+    ----------
+    force
+        In a System.
+
+    Raises
+    ------
+    ForceModeError
+        If it is none of ours.
+    """
     import openmmtorch
 
     try:
@@ -152,7 +149,9 @@ def _of_torch_force(force: openmm.Force) -> BoundModel:
             "auto",
         )
     except (AttributeError, RuntimeError) as error:
-        raise ForceModeError(
-            f"the force named {force.getName()} is none that this program made ({error}); give forces of your own "
-            "another name"
-        ) from None
+        raise ForceModeError(_foreign(force, str(error))) from None
+
+
+def _foreign(force: openmm.Force, why: str) -> str:
+    name = force.getName()
+    return f"the force named {name} is none that this program made ({why}); give forces of your own another name"

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import openmm
 
-from forcefield_ml.deploy.force.binding import NAMED, Binding
+from forcefield_ml.deploy.force.binding import Binding, some
 from forcefield_ml.deploy.stored.pickles import RefusedPickle
 from forcefield_ml.deploy.stored.serialise import PYTHON_FORCE, TORCH_FORCE
-from forcefield_ml.deploy.system.bound import bound_model, callable_of
+from forcefield_ml.deploy.system.bound import BoundModel, callable_of, of_torch_force
 from forcefield_ml.errors import ForceModeError
 
 OURS = "forcefield_ml:"
@@ -84,7 +84,7 @@ def refuse_overlap(system: openmm.System, binding: Binding, mode: str) -> None:
         if common:
             raise ForceModeError(
                 f"the system holds a model already: {_what(other)} acts on {len(common)} of the atoms chosen "
-                f"({_some([labels.get(i, f'atom {i}') for i in common])}); a second would count their forces twice. "
+                f"({some([labels.get(i, f'atom {i}') for i in common])}); a second would count their forces twice. "
                 "Choose other atoms (atoms=[...]), or make the MM system anew"
             )
         if mode == "solute":
@@ -100,22 +100,25 @@ def refuse_overlap(system: openmm.System, binding: Binding, mode: str) -> None:
             )
 
 
-def refuse_overlaps_within(system: openmm.System) -> None:
-    """Refuse a System in which two models act on the same atom.
+def refuse_overlaps_within(models: Sequence[BoundModel]) -> None:
+    """Refuse models of one System of which two act on the same atom.
+
+    Parameters
+    ----------
+    models
+        Of `bound.bound_models`.
 
     Raises
     ------
     ForceModeError
         Naming the atoms by index.
     """
-    models = [found for found in present(system) if found.kind == "model"]
     for one, other in combinations(models, 2):
-        common = None if one.atoms is None or other.atoms is None else sorted(set(one.atoms) & set(other.atoms))
-        if common is None or common:
-            which = f"atoms {_some([str(i) for i in common])}" if common else "atoms that cannot be told"
+        common = sorted(set(one.targets) & set(other.targets))
+        if common:
             raise ForceModeError(
-                f"the system holds two models that both act on {which}; their forces would add up. Keep one of them "
-                "there (atoms=[...] when adding a model)"
+                f"the system holds two models that both act on atoms {some([str(i) for i in common])}; their forces "
+                "would add up. Keep one of them there (atoms=[...] when adding a model)"
             )
 
 
@@ -137,7 +140,7 @@ def look(force: openmm.Force) -> Present | None:
         return Present(force.getName(), "foreign", None, "plugin")
     if not force.getName().startswith(OURS):
         return Present(force.getName(), "foreign", None, TORCH_FORCE)
-    return Present(force.getName(), "model", tuple(bound_model(force).targets), TORCH_FORCE)
+    return Present(force.getName(), "model", tuple(of_torch_force(force).targets), TORCH_FORCE)
 
 
 def _python_force(force: Any) -> Present:
@@ -155,7 +158,3 @@ def _what(found: Present) -> str:
     if found.kind == "model":
         return f"a model of forcefield-ml (the {found.backend} {found.name!r})"
     return f"the {found.backend} {found.name!r} of another package"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
