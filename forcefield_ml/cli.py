@@ -244,7 +244,9 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="print the diagn
 @app.command()
 def validate(
     model: Annotated[Path, typer.Argument(help="model.pt or a checkpoint (best.pt)")],
-    data: Annotated[Path, typer.Argument(metavar="INPUT", help="dataset.h5, or a PDB entry to label and judge on")],
+    data: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="dataset.h5, or a PDB entry or a trajectory to label and judge on")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="folder for report.html and report.json")],
     split: Annotated[str, typer.Option(help="of the dataset: train, validation or test")] = "test",
     also: Annotated[list[Path] | None, typer.Option(help="another model to compare with; may be repeated")] = None,
@@ -255,14 +257,23 @@ def validate(
         list[Path] | None, typer.Option(help="folder of a simulation to show; may be repeated")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="simulate the PDB entry for so many steps, too")] = None,
-    frames: Annotated[int, typer.Option(help="thermal frames to label of a PDB entry")] = 2,
+    dynamics: Annotated[
+        int | None,
+        typer.Option(help="run the PDB entry by the model and by AMBER14 for so many steps each, and compare"),
+    ] = None,
+    padding: Annotated[float, typer.Option(help="nm of water around the PDB entry in --dynamics")] = 0.8,
+    topology: Annotated[Path | None, typer.Option(help="PDB or mmCIF file with the atoms of a trajectory")] = None,
+    probes: Annotated[int, typer.Option(help="random vectors for lambda, at least 16; 0 leaves it out")] = 16,
+    probed_atoms: Annotated[int, typer.Option(help="most atoms of lambda's block, from the protein's middle")] = 600,
+    frames: Annotated[int, typer.Option(help="frames to label of a PDB entry (thermal) or a trajectory")] = 2,
     seed: Annotated[int, typer.Option(help="of preparation, sampling and rotation")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="print report.json")] = False,
 ) -> None:
     """Judge a model against AMBER forces and write one self-contained page.
 
-    The page holds the metrics beside the paper's, the paper's figure 3, errors by element and protein, and, where
-    given, simulations, what the pipeline rejected and why, and other models on the same frames.
+    The page says for which uses the model is fit. It holds the metrics beside the paper's, the paper's figure 3, errors
+    by element, residue, place and protein, the worst atoms, symmetry and lambda and, where asked for, dynamics beside
+    AMBER14's, simulations, what the pipeline rejected and why, and other models on the same frames.
     """
     from forcefield_ml.config import parse_config
     from forcefield_ml.validation.validate import ValidationConfig
@@ -277,6 +288,11 @@ def validate(
         "pipelines": tuple(pipeline or ()),
         "simulations": tuple(simulation or ()),
         "steps": steps,
+        "dynamics": dynamics,
+        "padding": padding,
+        "topology": topology,
+        "probes": probes,
+        "probed_atoms": probed_atoms,
         "frames": frames,
         "seed": seed,
     }

@@ -15,6 +15,9 @@ from data_pipeline import schema
 from forcefield_ml.data.target import Target, charges_of, mm_force_field
 from forcefield_ml.errors import DatasetError, closest
 
+_DESCRIPTION = ("species", "atom_names", "residue_names", "residue_index", "charges", "bonds", "target_mask")
+"""Fields of an entry that are the same in all its frames."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -152,6 +155,38 @@ class ForceDataset:
             seen = self._seen[entry.name]
             return Sample(entry, frame, positions[seen], None, forces[seen])
         return Sample(entry, frame, positions, box if box.any() else None, forces, supplied)
+
+    def target_atoms(self, entry: Entry) -> NDArray[np.int32]:
+        """Return the numbers (n,) in the file of an entry's target atoms, ascending."""
+        return np.flatnonzero(self._seen[entry.name])[entry.target_mask].astype(np.int32)
+
+    def described(self, name: str) -> dict[str, NDArray[Any]]:
+        """Return what the file tells of all N atoms of an entry, whether the network sees them or not.
+
+        Parameters
+        ----------
+        name
+            Of the entry.
+
+        Returns
+        -------
+        dict
+            `schema.ENTRY_FIELDS` to arrays: species, atom_names and residue_names (str), residue_index, charges,
+            bonds, target_mask.
+        """
+        try:
+            group = self._file[schema.ENTRIES_GROUP][name]
+            found = {field: group[field][:] for field in _DESCRIPTION}
+        except (KeyError, OSError) as error:
+            raise DatasetError(_damaged(self.path, error)) from None
+        return {field: np.char.decode(value) if value.dtype.kind == "S" else value for field, value in found.items()}
+
+    def positions(self, name: str, frame: int) -> NDArray[np.float32]:
+        """Return the positions (N, 3), nm, of all atoms of an entry in a frame."""
+        try:
+            return self._file[schema.ENTRIES_GROUP][name]["positions"][frame]
+        except (KeyError, OSError) as error:
+            raise DatasetError(_damaged(self.path, error)) from None
 
     def require_frames(self) -> None:
         """Raise DatasetError unless the split has at least one frame."""

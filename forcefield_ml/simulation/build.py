@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings, filterwarnings
 
 import numpy as np
 import openmm
@@ -134,14 +137,32 @@ def _as_prepared(path: Path) -> Prepared | None:
     if path.suffix == ".gz":
         return None
     try:
-        if path.suffix.lower() in (".cif", ".mmcif"):
-            found = read_prepared(path)
-        else:
-            pdb = app.PDBFile(str(path))
-            found = Prepared(pdb.topology, np.array(pdb.getPositions(asNumpy=True).value_in_unit(unit.nanometer)))
-    except Exception:  # OpenMM's readers raise many types; `prepare` then says what is wrong with the file
+        found = structure_as_it_is(path)
+    except ConfigError:  # `prepare` then says what is wrong with the file
         return None
     return found if is_solvated(found.topology) else None
+
+
+def structure_as_it_is(path: Path) -> Prepared:
+    """Read a structure file and change nothing.
+
+    Parameters
+    ----------
+    path
+        PDB or mmCIF, not gzipped.
+
+    Raises
+    ------
+    ConfigError
+        If OpenMM cannot read it.
+    """
+    try:
+        if path.suffix.lower() in (".cif", ".mmcif"):
+            return read_prepared(path)
+        pdb = app.PDBFile(str(path))
+    except Exception as error:  # OpenMM's readers raise many types
+        raise ConfigError(f"{path} cannot be read as a PDB or mmCIF file: {error}") from error
+    return Prepared(pdb.topology, np.array(pdb.getPositions(asNumpy=True).value_in_unit(unit.nanometer)))
 
 
 def mm_system(prepared: Prepared, force_field: tuple[str, ...], cutoff: float) -> openmm.System:
@@ -223,6 +244,33 @@ def add_model(
     if card["neighbours"]["kind"] == "nearest":
         warnings.append(NEAREST_WARNING)
     return Simulated(system, solute, mode, card, warnings)
+
+
+def platform_named(name: str) -> openmm.Platform:
+    """Return an OpenMM platform.
+
+    Parameters
+    ----------
+    name
+        Such as "CPU".
+
+    Raises
+    ------
+    ConfigError
+        If this installation has none of that name.
+    """
+    names = [openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())]
+    if name not in names:
+        raise ConfigError(f"OpenMM has no platform {name!r} here. Allowed: {', '.join(names)}.")
+    return openmm.Platform.getPlatformByName(name)
+
+
+@contextmanager
+def without_energy_warning() -> Iterator[None]:
+    """Keep the warning against minimisers and barostats from the screen: neither is used with the model here."""
+    with catch_warnings():
+        filterwarnings("ignore", message="this model has forces but no energy")
+        yield
 
 
 def relax(

@@ -13,7 +13,6 @@ import os
 import signal
 import threading
 import time
-import warnings as warnings_module
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -168,7 +167,7 @@ def simulate(config: SimulationConfig, restart: bool = False, message: Message =
             seed=config.seed,
         )
         snapshot = record.Snapshot(0, positions, velocities, prepared.box, 0.0)
-    with _without_energy_warning():
+    with build.without_energy_warning():
         simulated = build.add_model(
             system, prepared.topology, config.model, config.mode, config.backend, config.platform
         )
@@ -186,7 +185,7 @@ def simulate(config: SimulationConfig, restart: bool = False, message: Message =
     new = not (folder / record.CHECKPOINT).is_file()
     if new and config.start == "minimised" and config.fire_steps:
         try:
-            with _without_energy_warning():
+            with build.without_energy_warning():
                 fired = asdict(minimise(context, config.fire_tolerance, config.fire_steps))
         except openmm.OpenMMException as error:
             raise UnstableError(
@@ -200,7 +199,7 @@ def simulate(config: SimulationConfig, restart: bool = False, message: Message =
     if not new:
         message(f"going on from step {snapshot.step} in {folder}")
     run = _Run(config, prepared, simulated, context, integrator)
-    with _without_energy_warning():
+    with build.without_energy_warning():
         status, event, last = run.loop(snapshot, resume=not new)
     result = describe_run(
         config, resolved, prepared, simulated, status=status, event=event, last=last, speed=run.speed, fire=fired
@@ -383,14 +382,6 @@ def _interrupt_asked() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, former)
 
 
-@contextmanager
-def _without_energy_warning() -> Iterator[None]:
-    """Keep the warning against minimisers and barostats from the screen: neither is used with the model here."""
-    with warnings_module.catch_warnings():
-        warnings_module.filterwarnings("ignore", message="this model has forces but no energy")
-        yield
-
-
 def _snapshot(context: openmm.Context, step: int, seconds: float) -> record.Snapshot:
     state = context.getState(positions=True, velocities=True)
     return record.Snapshot(
@@ -409,10 +400,7 @@ def _place(context: openmm.Context, snapshot: record.Snapshot) -> None:
 
 
 def _context_options(config: SimulationConfig) -> tuple[Any, ...]:
-    names = [openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())]
-    if config.platform not in names:
-        raise ConfigError(f"OpenMM has no platform {config.platform!r} here. Allowed: {', '.join(names)}.")
-    platform = openmm.Platform.getPlatformByName(config.platform)
+    platform = build.platform_named(config.platform)
     # Said aloud, since preparing a structure sets one thread as the default of this process.
     # A default again, so that the inner Context of mode solute has the same.
     if config.platform == "CPU":

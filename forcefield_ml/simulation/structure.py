@@ -38,14 +38,42 @@ def structure_series(
         ``frames``, ``time_ps``, ``rmsd_nm`` and ``rg_nm`` (lists), ``rmsd_atoms`` (what the RMSD runs over);
         ``frames`` alone, 0, where there is none.
     """
-    import mdtraj
-
-    atoms = np.flatnonzero(solute)
-    whole = mdtraj.Topology.from_openmm(topology)
     positions = read_frames(trajectory, topology.getNumAtoms(), topology.getPeriodicBoxVectors() is not None)
     if not len(positions):
         return {"frames": 0}
-    frames = mdtraj.Trajectory(positions[:, atoms], whole.subset(atoms))
+    return measured(solute_alone(topology, positions, solute), interval)
+
+
+def solute_alone(topology: app.Topology, positions: NDArray[Any], solute: NDArray[np.bool_]) -> Any:
+    """Return the protein's atoms of some frames as an MDTraj trajectory without a box.
+
+    Parameters
+    ----------
+    topology
+        Of all atoms.
+    positions
+        (F, N, 3) nm, the protein whole.
+    solute
+        (N,) bool, the protein's atoms.
+    """
+    import mdtraj
+
+    atoms = np.flatnonzero(solute)
+    return mdtraj.Trajectory(positions[:, atoms], mdtraj.Topology.from_openmm(topology).subset(atoms))
+
+
+def measured(frames: Any, interval: float) -> dict[str, Any]:
+    """Return `structure_series` of a trajectory that holds the protein alone.
+
+    Parameters
+    ----------
+    frames
+        Of `solute_alone`, at least one.
+    interval
+        ps between frames.
+    """
+    import mdtraj
+
     names = [(atom.name, atom.element.symbol if atom.element else "") for atom in frames.topology.atoms]
     chosen, label = [i for i, (name, _) in enumerate(names) if name in BACKBONE], "backbone N, CA, C, O"
     if len(chosen) < 8:

@@ -36,6 +36,10 @@ class PerAtom:
         (n,) atomic numbers.
     entry
         (n,) index into `entries`.
+    frame
+        (n,) number of the frame in the file.
+    atom
+        (n,) number of the atom in the file's entry.
     entries
         Names of the entries.
     """
@@ -46,6 +50,8 @@ class PerAtom:
     marked: NDArray[np.bool_]
     species: NDArray[np.uint8]
     entry: NDArray[np.int32]
+    frame: NDArray[np.int32]
+    atom: NDArray[np.int32]
     entries: list[str]
 
     def where(self, chosen: NDArray[np.bool_]) -> PerAtom:
@@ -62,6 +68,8 @@ class PerAtom:
                 predicted=self.predicted,
                 species=self.species,
                 entry=self.entry,
+                frame=self.frame,
+                atom=self.atom,
                 entries=np.array(self.entries),
             )
 
@@ -128,8 +136,9 @@ def run(
         if sample.supplied is not None:
             target, predicted = target + supplied, predicted + supplied
         entry = np.full(int(mask.sum()), number[sample.entry.name], dtype=np.int32)
+        frame, atom = np.full_like(entry, sample.frame), dataset.target_atoms(sample.entry)
         marked, species = sample.entry.marked[mask], sample.entry.species[mask]
-        parts.append(PerAtom(target, predicted, supplied, marked, species, entry, names))
+        parts.append(PerAtom(target, predicted, supplied, marked, species, entry, frame, atom, names))
         done(sample)
     arrays = {
         name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0]) if name != "entries"

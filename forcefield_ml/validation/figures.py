@@ -98,7 +98,7 @@ def _magnitudes(true: NDArray[Any], given: NDArray[Any]) -> str:
         axes.set_aspect("equal")
         axes.legend(loc="upper left")
         _atoms_bar(figure, axes, shades)
-        return _svg(figure, "magnitudes")
+        return svg(figure, "magnitudes")
 
 
 def _polar(angle: NDArray[Any]) -> str:
@@ -121,7 +121,7 @@ def _polar(angle: NDArray[Any]) -> str:
         axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g %%"))
         axes.tick_params(axis="y", labelsize=8)
         figure.legend(loc="lower center", ncols=2, fontsize=9)
-        return _svg(figure, "angles")
+        return svg(figure, "angles")
 
 
 def _angle_against_error(angle: NDArray[Any], error: NDArray[Any]) -> str:
@@ -142,7 +142,7 @@ def _angle_against_error(angle: NDArray[Any], error: NDArray[Any]) -> str:
         axes.set(xlim=(0, 180), ylim=(0, top), xlabel="angle (degrees)", ylabel="|magnitude error| (meV/Å)")
         axes.set_xticks(range(0, 181, 30))
         _atoms_bar(figure, axes, shades)
-        return _svg(figure, "angle-magnitude")
+        return svg(figure, "angle-magnitude")
 
 
 def by_group(groups: Mapping[str, Mapping[str, Any]], label: str) -> str:
@@ -173,7 +173,7 @@ def by_group(groups: Mapping[str, Mapping[str, Any]], label: str) -> str:
         axes.grid(axis="x")
         axes.set_axisbelow(True)
         figure.legend(loc="outside upper right", ncols=2, fontsize=9)
-        return _svg(figure, f"by-{label}")
+        return svg(figure, f"by-{label}")
 
 
 def lines(
@@ -217,7 +217,7 @@ def lines(
         axes.grid()
         if len(series) > 1 or level is not None:
             figure.legend(loc="outside upper right", ncols=3, fontsize=9)
-        return _svg(figure, name)
+        return svg(figure, name)
 
 
 def _atoms_bar(figure: Figure, axes: Any, shades: Any) -> None:
@@ -226,7 +226,7 @@ def _atoms_bar(figure: Figure, axes: Any, shades: Any) -> None:
     bar.outline.set_visible(False)  # type: ignore[operator]
 
 
-def _svg(figure: Figure, name: str) -> str:
+def svg(figure: Figure, name: str) -> str:
     """Return the figure as an SVG element, its ids unique on the page, its ink the page's."""
     buffer = io.StringIO()
     with plt.rc_context({"svg.hashsalt": name}):

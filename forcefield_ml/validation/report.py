@@ -9,15 +9,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
 import forcefield_ml
-from forcefield_ml.errors import ConfigError
+from forcefield_ml.data import ForceDataset
 from forcefield_ml.files import write_whole
 from forcefield_ml.validation import figures, paper
-from forcefield_ml.validation.verdict import beaten, describe_model, verdict
+from forcefield_ml.validation.dynamics import plots as dynamics_plots
+from forcefield_ml.validation.forces import Detail, PerAtomForces, in_detail, read_forces
+from forcefield_ml.validation.uses import FIT, judge
+from forcefield_ml.validation.verdict import describe_model, verdict
 
 FORMAT = "forcefield-ml-report"
 
@@ -73,6 +75,10 @@ class ReportInputs:
         result.json of each simulation.
     commands
         Lines that make it all again.
+    frames
+        The dataset that the forces per atom belong to: tells names of atoms and residues.
+    dynamics
+        Of `dynamics.compare`.
     """
 
     model: Judged
@@ -82,6 +88,8 @@ class ReportInputs:
     pipelines: Sequence[Mapping[str, Any]] = ()
     simulations: Sequence[Mapping[str, Any]] = ()
     commands: Sequence[str] = field(default_factory=list)
+    frames: ForceDataset | None = None
+    dynamics: Mapping[str, Any] | None = None
 
 
 def write_report(out_dir: Path, inputs: ReportInputs) -> tuple[Path, Path]:
@@ -105,7 +113,9 @@ def write_report(out_dir: Path, inputs: ReportInputs) -> tuple[Path, Path]:
         If a file cannot be read or written.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
-    values = content(inputs)
+    forces = None if inputs.per_atom is None else read_forces(inputs.per_atom)
+    detail = None if forces is None or inputs.frames is None else in_detail(forces, inputs.frames)
+    values = content(inputs, detail)
     environment = Environment(
         loader=PackageLoader("forcefield_ml.validation"),
         autoescape=select_autoescape(["html"]),
@@ -113,37 +123,47 @@ def write_report(out_dir: Path, inputs: ReportInputs) -> tuple[Path, Path]:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = number
+    environment.filters["number"], environment.filters["pm"] = number, with_error
     html, plain = out_dir / "report.html", out_dir / "report.json"
-    page = environment.get_template("report.html").render(**values, plots=plots(inputs), metric_rows=METRICS)
+    page = environment.get_template("report.html").render(
+        **values, plots=plots(inputs, forces, detail), metric_rows=METRICS
+    )
     write_whole(html, page.encode("utf-8"))
     write_whole(plain, json.dumps(values, indent=1, ensure_ascii=False).encode("utf-8"))
     return html, plain
 
 
-def content(inputs: ReportInputs) -> dict[str, Any]:
+def content(inputs: ReportInputs, detail: Detail | None) -> dict[str, Any]:
     """Return what report.json holds.
 
     Parameters
     ----------
     inputs
         What to show.
+    detail
+        Classes of atoms and the worst ones.
     """
     card, metrics = inputs.model.card, inputs.model.metrics
     training = dict(card.get("training", {}))
     training.pop("sequences", None)
+    probed = inputs.symmetry.get("lambda") if inputs.symmetry else None
+    uses = judge(metrics, probed, inputs.dynamics, card.get("target_atoms"))
     minimised = [p for p in inputs.pipelines if "minimized" in p["datasets"]]
     return {
         "format": FORMAT,
         "made": f"forcefield-ml {forcefield_ml.__version__}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        "verdict": verdict(card, metrics, inputs.simulations, inputs.model.sha256),
-        "good": not beaten(metrics)[1] and not any(result["event"] for result in inputs.simulations),
+        "verdict": verdict(card, metrics, inputs.simulations, uses),
+        "uses": [use.plain() for use in uses],
+        "good": uses[0].outcome == FIT and not any(result["event"] for result in inputs.simulations),
         "model": {"name": inputs.model.name, "is": describe_model(card), "config": card.get("model_config", {})},
         "training": training,
         "metrics": dict(metrics),
+        "classes": detail.classes if detail else {},
+        "worst": detail.worst if detail else [],
         "paper": {"table_1": paper.TABLE_1, "note": paper.NOTE},
         "also": [_compared(judged) for judged in (inputs.model, *inputs.also)] if inputs.also else [],
         "symmetry": dict(inputs.symmetry) if inputs.symmetry else None,
+        "dynamics": dict(inputs.dynamics) if inputs.dynamics else None,
         "minimised": [_minimised(p) for p in minimised],
         "pipelines": [dict(p) for p in inputs.pipelines],
         "simulations": [dict(s) for s in inputs.simulations],
@@ -152,30 +172,29 @@ def content(inputs: ReportInputs) -> dict[str, Any]:
     }
 
 
-def plots(inputs: ReportInputs) -> dict[str, Any]:
+def plots(inputs: ReportInputs, forces: PerAtomForces | None, detail: Detail | None) -> dict[str, Any]:
     """Return the figures as SVG, by name.
 
     Parameters
     ----------
     inputs
         What to show.
-
-    Raises
-    ------
-    ConfigError
-        If the per-atom forces cannot be read.
+    forces
+        Per atom.
+    detail
+        Classes of atoms and the worst ones.
     """
-    drawn: dict[str, Any] = {"figure_3": {}, "elements": Markup(""), "simulations": []}
-    if inputs.per_atom is not None:
-        try:
-            with np.load(inputs.per_atom, allow_pickle=False) as arrays:
-                target, predicted = arrays["target"], arrays["predicted"]
-        except (OSError, ValueError, KeyError) as error:
-            raise ConfigError(
-                f"{inputs.per_atom} holds no forces per atom: {error}. Delete it and run again."
-            ) from None
-        # Markup: our own SVG, with no text from outside but numbers and names of elements.
-        drawn["figure_3"] = {name: Markup(svg) for name, svg in figures.figure_3(target, predicted).items()}
+    drawn: dict[str, Any] = {"figure_3": {}, "elements": Markup(""), "residues": "", "structures": {}, "dynamics": {}}
+    drawn["simulations"] = []
+    # Markup: our own SVG; matplotlib draws text as paths, so none from outside is ever markup.
+    if forces is not None:
+        found = figures.figure_3(forces.target, forces.predicted)
+        drawn["figure_3"] = {name: Markup(svg) for name, svg in found.items()}
+    if detail is not None:
+        drawn["residues"] = Markup(figures.by_group(detail.classes["residue"], "residue"))
+        drawn["structures"] = {name: Markup(svg) for name, svg in detail.pictures.items()}
+    if inputs.dynamics is not None:
+        drawn["dynamics"] = {title: Markup(svg) for title, svg in dynamics_plots.drawn(inputs.dynamics).items()}
     if inputs.model.metrics["elements"]:
         drawn["elements"] = Markup(figures.by_group(inputs.model.metrics["elements"], "element"))
     for index, result in enumerate(inputs.simulations):
@@ -194,6 +213,20 @@ def number(value: float | None, digits: int = 1) -> str:
         Decimals.
     """
     return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def with_error(value: Mapping[str, Any], digits: int) -> str:
+    """Return a mean with its standard error for a table.
+
+    Parameters
+    ----------
+    value
+        ``mean`` and ``standard_error``.
+    digits
+        Decimals.
+    """
+    error = value["standard_error"]
+    return number(value["mean"], digits) + ("" if error is None else f" ± {number(error, digits)}")
 
 
 def _simulation_plots(result: Mapping[str, Any], index: int) -> dict[str, Markup]:

@@ -1,4 +1,4 @@
-"""`validate`: judge a model on a dataset or on one PDB entry, gather what else is known, write the page."""
+"""`validate`: judge a model on a dataset, one PDB entry or a trajectory, gather what else is known, write the page."""
 
 from __future__ import annotations
 
@@ -7,19 +7,24 @@ import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
 
 from forcefield_ml import pretrained
 from forcefield_ml.config import StrictConfig, parse_config
 from forcefield_ml.data.target import Target
 from forcefield_ml.errors import ConfigError, UnstableError
 from forcefield_ml.files import write_whole
+from forcefield_ml.validation.inputs import input_kind, labelled
 from forcefield_ml.validation.report import Judged, ReportInputs, write_report
+from forcefield_ml.validation.symmetry.besides import reciprocal_of
+from forcefield_ml.validation.symmetry.jacobian import LEAST_PROBES
 
-DATASETS, STRUCTURES = (".h5", ".hdf5"), (".pdb", ".ent", ".cif", ".mmcif")
-TRAJECTORIES = (".dcd", ".xtc", ".trr", ".nc", ".xyz")
+if TYPE_CHECKING:
+    from forcefield_ml.data import ForceDataset
 
 Message = Callable[[str], None]
 
@@ -35,8 +40,19 @@ class ValidationConfig(StrictConfig):
     pipelines: tuple[Path, ...] = ()
     simulations: tuple[Path, ...] = ()
     steps: int | None = Field(None, ge=1)
+    topology: Path | None = None
+    dynamics: int | None = Field(None, ge=40)
+    padding: float = Field(0.8, gt=0)
+    probes: int = Field(LEAST_PROBES, ge=0)
+    probed_atoms: int = Field(600, ge=2)
     frames: int = Field(2, ge=1)
     seed: int = Field(0, ge=0, le=2**31 - 2**20)
+
+    @model_validator(mode="after")
+    def _enough_probes(self) -> ValidationConfig:
+        if 0 < self.probes < LEAST_PROBES:
+            raise ValueError(f"probes is {self.probes}; allowed: 0 (no lambda), or at least {LEAST_PROBES}")
+        return self
 
 
 def validate(config: ValidationConfig, message: Message = print) -> tuple[Path, Path]:
@@ -64,168 +80,95 @@ def validate(config: ValidationConfig, message: Message = print) -> tuple[Path, 
         If data or model cannot be read, or do not suit each other.
     """
     from forcefield_ml.data import ForceDataset
-    from forcefield_ml.validation.symmetry import load_module, symmetry
 
     also = tuple(pretrained.resolve(path) for path in config.also)
     config = config.model_copy(update={"model": pretrained.resolve(config.model), "also": also})
-    kind = input_kind(config.input)
-    if config.steps is not None and kind == "dataset":
-        raise ConfigError(
-            "--steps needs a structure to simulate, and a dataset has none in whole. Give a PDB entry as INPUT, or "
-            "run `forcefield-ml simulate PDB --model MODEL -o DIR` and name its folder with --simulation."
-        )
+    kind = input_kind(config.input, config.topology)
+    if kind != "structure":
+        _refuse_without_structure(config)
     simulations = [_read_json(folder, "result.json", "forcefield-ml simulate") for folder in config.simulations]
     pipelines = [_read_json(folder, "summary.json", "data-pipeline run") for folder in config.pipelines]
     config.output.mkdir(parents=True, exist_ok=True)
     dataset, split = config.input, str(config.split)
-    if kind == "structure":
-        dataset, split = label_structure(config, message), "test"
+    if kind != "dataset":
+        dataset, split = labelled(config, kind, _target(config.model), message), "test"
     judged = [_judge(path, dataset, split, config.output) for path in (config.model, *config.also)]
     if config.steps is not None:
         simulations.append(_short_simulation(config, message))
     frames = ForceDataset(dataset, split, _target(config.model))
-    found = symmetry(load_module(config.model), frames[0], config.seed)
     per_atom = _stem(config.model, dataset, split, config.output).with_suffix(".npz")
-    commands = _commands(config, simulations)
-    inputs = ReportInputs(judged[0], per_atom, judged[1:], found, pipelines, simulations, commands)
+    inputs = ReportInputs(
+        judged[0],
+        per_atom,
+        judged[1:],
+        _symmetry(config, frames, message),
+        pipelines,
+        simulations,
+        _commands(config, simulations),
+        frames=frames,
+        dynamics=_dynamics(config, message),
+    )
     return write_report(config.output, inputs)
 
 
-def input_kind(path: Path) -> str:
-    """Tell a dataset from a structure by the file's name.
+def _refuse_without_structure(config: ValidationConfig) -> None:
+    for option, value in (("--steps", config.steps), ("--dynamics", config.dynamics)):
+        if value is not None:
+            raise ConfigError(
+                f"{option} needs a structure to simulate: give a PDB entry as INPUT. A run made before by "
+                "`forcefield-ml simulate PDB --model MODEL -o DIR` is shown by --simulation DIR."
+            )
 
-    Parameters
-    ----------
-    path
-        What the user gave.
 
-    Returns
-    -------
-    str
-        "dataset" or "structure".
+def _symmetry(config: ValidationConfig, frames: ForceDataset, message: Message) -> dict[str, Any] | None:
+    """Return what the first frame tells of symmetry, lambda and work around loops; None without vectors."""
+    import torch
 
-    Raises
-    ------
-    ConfigError
-        If it is neither, or there is no such file.
-    """
-    name = path.name.lower().removesuffix(".gz")
-    if name.endswith(TRAJECTORIES):
+    from forcefield_ml.validation.symmetry import Probed, asymmetry, load_module, loop_work, symmetry
+
+    sample = frames[0]
+    found = symmetry(load_module(config.model), sample, config.seed)
+    if found is None or config.probes == 0:
+        return found
+    probed = Probed(load_module(config.model), sample, config.probed_atoms)
+    message(f"lambda of {len(probed.block)} atoms of {sample.entry.name} by {config.probes} probes; closed loops")
+    besides = reciprocal_of(frames, sample, probed.block)
+
+    def force(positions: NDArray[np.float64]) -> NDArray[np.float64]:
+        with torch.no_grad():
+            return probed(torch.from_numpy(positions)).numpy()
+
+    start = probed.positions.numpy()
+    return {
+        **found,
+        "lambda": asymmetry(probed, probed.positions, config.probes, config.seed, besides, quiet=False),
+        "loops": loop_work(force, start, seed=config.seed, quiet=False),
+    }
+
+
+def _dynamics(config: ValidationConfig, message: Message) -> dict[str, Any] | None:
+    if config.dynamics is None:
+        return None
+    from forcefield_ml.training.checkpoint import is_torchscript
+    from forcefield_ml.validation.dynamics import DynamicsSettings, compare
+
+    if not is_torchscript(config.model):
         raise ConfigError(
-            f"{path} is a trajectory, which validate does not read yet. Give a dataset.h5 of data-pipeline or a PDB "
-            "entry; for the RMSD and temperature of a run of `forcefield-ml simulate`, name its folder: --simulation."
+            f"--dynamics needs a model.pt, and {config.model} is a checkpoint. Run: forcefield-ml export "
+            f"{config.model} -o model.pt"
         )
-    if not path.is_file():
-        raise ConfigError(f"there is no input {path}. Give a dataset.h5 of data-pipeline, or a PDB or mmCIF file.")
-    if name.endswith(DATASETS):
-        return "dataset"
-    if name.endswith(STRUCTURES):
-        return "structure"
-    allowed = ", ".join((*DATASETS, *STRUCTURES))
-    raise ConfigError(f"{path} is of no kind that validate reads. Allowed endings: {allowed}, structures also .gz.")
-
-
-def label_structure(config: ValidationConfig, message: Message) -> Path:
-    """Make a dataset of thermal frames of one structure, labelled with AMBER14; one that is there already is kept.
-
-    Parameters
-    ----------
-    config
-        Of the validation; read are input, output, frames and seed.
-    message
-        Called with lines for the user.
-
-    Returns
-    -------
-    Path
-        The dataset, all of it in the split "test".
-
-    Raises
-    ------
-    ConfigError
-        If the structure cannot be prepared, sampled or labelled.
-    """
-    from importlib import metadata
-
-    import h5py
-
-    from data_pipeline.dataset.pack import PackedEntry, pack
-    from data_pipeline.errors import PipelineError
-    from data_pipeline.labels.label import describe, label
-    from data_pipeline.schema import ENTRY_FIELDS
-    from data_pipeline.systems.build import DEFAULT_FORCE_FIELD, protein_mask
-    from data_pipeline.systems.sample import relax, sample_thermal
-    from forcefield_ml.simulation.build import solvated
-
-    source = hashlib.sha256(config.input.read_bytes()).hexdigest()
-    target = _target(config.model)
-    if target.name == "reference_minus_mm":
-        raise ConfigError(
-            f"{config.model} predicts a reference minus an MM force field, and validate labels structures with AMBER14 "
-            "alone. Give a dataset.h5 with that reference: label: {parts: [minus_mm]} in data-pipeline run"
-        )
-    about_frames = {"input": source, "frames": config.frames, "seed": config.seed, "parts": target.parts}
-    settings = json.dumps(about_frames, sort_keys=True)
-    path = config.output / "input.h5"
-    if path.is_file():
-        with h5py.File(path) as file:
-            if file.attrs.get("config") == settings:
-                return path
-    message(f"preparing, sampling and labelling {config.frames} frames of {config.input.name}")
-    prepared, left_out = solvated(config.input, config.output / "input.cif", ph=7.0, padding=0.8, seed=config.seed)
-    if left_out:
-        message(f"note: {left_out}")
-    mask = protein_mask(prepared.topology)
-    residues = list(dict.fromkeys(a.residue for a in prepared.topology.atoms() if mask[a.index]))
-    try:
-        frames = sample_thermal(prepared, relax(prepared), n_frames=config.frames, seed=config.seed)
-        labels = label(prepared.topology, frames.positions, frames.box, wanted=target.parts)
-        parts = {field.name: labels.parts[field.name] for field in ENTRY_FIELDS if field.name in labels.parts}
-        fields = {
-            **describe(prepared.topology),
-            "charges": labels.charges,
-            "positions": frames.positions,
-            "box": frames.box,
-            "forces": labels.forces,
-            "energy": labels.energy,
-            **parts,
-        }
-        attributes = {
-            **{name: value for name, value in labels.parts.items() if name not in parts},
-            "split": "test",
-            "cluster": "input",
-            "sequence": _sequence(config.input, [residue.name for residue in residues]),
-            "source_file": config.input.name,
-            "source_sha256": source,
-            "seed": config.seed,
-            "pme_alpha": labels.pme_alpha,
-            "pme_grid": labels.pme_grid,
-        }
-        name = config.input.name.split(".")[0].lower()
-        about = {
-            "protocol": "thermal",
-            "force_field": ",".join(DEFAULT_FORCE_FIELD),
-            "config": settings,
-            "versions": json.dumps({package: metadata.version(package) for package in ("openmm", "pdbfixer")}),
-        }
-        pack([PackedEntry(name, fields, attributes)], path, about)
-    except PipelineError as error:
-        raise ConfigError(f"{config.input.name} cannot be labelled: {error}") from error
-    return path
-
-
-def _sequence(path: Path, names: list[str]) -> str:
-    """Return the sequence as deposited, which is what a model's card holds, or else that of the residues prepared."""
-    import gemmi
-
-    from data_pipeline.entries.facts import inspect
-    from data_pipeline.errors import EntryError
-
-    try:
-        facts = inspect(path)
-    except EntryError:
-        return gemmi.one_letter_code(names)
-    return facts.sequence if facts.n_protein_chains == 1 else gemmi.one_letter_code(names)
+    # what is trained on all atoms is judged for what only it can do
+    mode = "system" if _target(config.model).atoms == "all" else None
+    values = {"steps": config.dynamics, "mode": mode, "seed": config.seed, "padding": config.padding}
+    settings = parse_config(DynamicsSettings, values, source="validate --dynamics")
+    contents = [path.read_bytes() for path in (config.model, config.input)]
+    key = hashlib.sha256(b"".join([*contents, settings.model_dump_json().encode()])).hexdigest()[:12]
+    kept = config.output / f"dynamics-{key}.json"
+    if kept.is_file():
+        return json.loads(kept.read_text(encoding="utf-8"))
+    found = compare(config.input, config.model, config.output, settings, message)
+    write_whole(kept, json.dumps(found, ensure_ascii=False).encode())
+    return found
 
 
 def _judge(model: Path, dataset: Path, split: str, folder: Path) -> Judged:
@@ -249,6 +192,10 @@ def _judge(model: Path, dataset: Path, split: str, folder: Path) -> Judged:
     return Judged(name, _card(model), metrics, hashlib.sha256(model.read_bytes()).hexdigest())
 
 
+_PER_ATOM = b"2"
+"""Raised when the arrays per atom change, so that those kept by a former version are made anew."""
+
+
 def _stem(model: Path, dataset: Path, split: str, folder: Path) -> Path:
     import h5py
 
@@ -261,7 +208,7 @@ def _stem(model: Path, dataset: Path, split: str, folder: Path) -> Path:
             content = str(file.attrs["content_sha256"])
     except (OSError, KeyError):
         raise DatasetError(f"{dataset} is no dataset of data-pipeline, or damaged. Make it again.") from None
-    key = hashlib.sha256(model.read_bytes() + content.encode() + split.encode()).hexdigest()[:12]
+    key = hashlib.sha256(model.read_bytes() + content.encode() + split.encode() + _PER_ATOM).hexdigest()[:12]
     return folder / f"evaluation-{key}"
 
 
@@ -327,8 +274,13 @@ def _commands(config: ValidationConfig, simulations: list[dict[str, Any]]) -> li
             parts += [option, str(path)]
     if config.split != "test":
         parts += ["--split", config.split]
-    if config.steps is not None:
-        parts += ["--steps", str(config.steps)]
+    for option, value in (
+        ("--steps", config.steps),
+        ("--dynamics", config.dynamics),
+        ("--topology", config.topology),
+    ):
+        if value is not None:
+            parts += [option, str(value)]
     return [*lines, shlex.join(parts)]
 
 

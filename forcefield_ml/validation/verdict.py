@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-FOLLOWS, CLOSE = 0.6, 0.15
-"""Relative errors below which a model has learnt most of the force, and is close to it."""
+from forcefield_ml.validation.uses import Use, beaten
 
-HELD = 0.15
-"""Largest departure of the solute's mean temperature from the thermostat's, as a share of it, in a run that held."""
+NEVER = (
+    "Not fit for anything that needs an energy (minimisers that use one, barostats, free energies): it is a force "
+    "without one."
+)
 
 
 def verdict(
     card: Mapping[str, Any],
     metrics: Mapping[str, Any],
     simulations: Sequence[Mapping[str, Any]],
-    sha256: str | None = None,
+    uses: Sequence[Use],
 ) -> list[str]:
     """Return sentences for the head of the page.
 
@@ -28,18 +29,18 @@ def verdict(
         Of `evaluate`.
     simulations
         result.json of each simulation shown.
-    sha256
-        Of the model's file: tells which of the simulations it drove.
+    uses
+        Of `uses.judge`.
 
     Returns
     -------
     list of str
-        What it is, how good, fit for, not fit for, and what was simulated.
+        What it is, how good, fit or not for each use, what a force without an energy is never fit for, and
+        what was simulated.
     """
-    own = [result for result in simulations if sha256 is not None and result["model"]["sha256"] == sha256]
-    sentences = [_what(card, metrics), _how_good(metrics), _fit(metrics, own)]
-    sentences += [simulated(result) for result in simulations]
-    return sentences
+    sentences = [_what(card, metrics), _how_good(metrics), *(use.sentence for use in uses)]
+    sentences += [] if card.get("energy") else [NEVER]
+    return [*sentences, *(simulated(result) for result in simulations)]
 
 
 def describe_model(card: Mapping[str, Any]) -> str:
@@ -53,19 +54,6 @@ def describe_model(card: Mapping[str, Any]) -> str:
     config = card.get("model_config", {})
     name = str(card.get("architecture") or config.get("architecture", "unknown"))
     return f"{name}, order {config['order']}" if "order" in config else name
-
-
-def beaten(metrics: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Return which of tensor, magnitude and angle beat the naive predictors, and which do not.
-
-    Parameters
-    ----------
-    metrics
-        With ``naive``; a metric that is None belongs to neither.
-    """
-    known = [key for key in ("tensor", "magnitude", "angle") if metrics[key] is not None]
-    won = [key for key in known if metrics[key] < metrics["naive"][key]]
-    return won, [key for key in known if key not in won]
 
 
 def _what(card: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
@@ -103,37 +91,6 @@ def _how_good(metrics: Mapping[str, Any]) -> str:
         f"{naive['tensor']:.0f} (relative error {metrics['relative']:.2f}), and points {metrics['angle']:.0f}° away "
         f"from the true one. {versus}"
     )
-
-
-def _fit(metrics: Mapping[str, Any], own: Sequence[Mapping[str, Any]]) -> str:
-    """Say what the force errors allow, and claim dynamics only where a run of this very model has shown it."""
-    relative = metrics["relative"]
-    if relative is None:
-        return "Fit for: comparing architectures. Not fit for: forces in a simulation, since it has no direction."
-    if relative >= FOLLOWS:
-        return "Fit for: checking that the whole chain runs. Not fit for: any conclusion about a protein."
-    never = "anything that needs an energy (minimisers that use one, barostats, free energies)"
-    caution = "conclusions about a protein without a comparison with the reference force field"
-    if relative >= CLOSE:
-        caution = "conclusions about a protein's structure, stability or dynamics"
-    if not own:
-        return (
-            f"Fit for: predicting forces of proteins like those tested. Not shown here: whether its dynamics are "
-            f"stable. Not fit for: {caution}, or {never}."
-        )
-    if all(_held(result) for result in own):
-        return f"Fit for: short thermostatted runs under guards, as below. Not fit for: {caution}, or {never}."
-    return (
-        f"Fit for: predicting forces of proteins like those tested. Not fit for: dynamics (below, it did not hold its "
-        f"temperature or was stopped), {caution}, or {never}."
-    )
-
-
-def _held(result: Mapping[str, Any]) -> bool:
-    """Tell whether a run went on to its end with the solute near the temperature that was set."""
-    second = result["temperature"]["second_half"].get("solute")
-    target = result["temperature"]["target"]
-    return result["status"] == "finished" and second is not None and abs(second["mean"] - target) < HELD * target
 
 
 def simulated(result: Mapping[str, Any]) -> str:

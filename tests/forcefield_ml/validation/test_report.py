@@ -14,7 +14,8 @@ import pytest
 
 from forcefield_ml.training.metrics import grouped, mean_and_error, with_naive
 from forcefield_ml.validation.report import Judged, ReportInputs, write_report
-from forcefield_ml.validation.verdict import beaten, verdict
+from forcefield_ml.validation.uses import beaten, judge
+from forcefield_ml.validation.verdict import NEVER, verdict
 
 CARD = {
     "architecture": "tfn",
@@ -106,7 +107,8 @@ def metrics_of(noise: float, magnitudes: bool = False) -> tuple[dict[str, Any], 
         "split": "test",
         "dataset": {"name": "dataset.h5", "content_sha256": "0", "protocol": "thermal", "force_field": "amber14"},
     }
-    return metrics, {"target": target, "predicted": predicted}
+    arrays = {"target": target, "predicted": predicted, "entry": entry, "atom": np.arange(400) // 2}
+    return metrics, {**arrays, "entries": np.array(["5eee", "6fff"])}
 
 
 def write(folder: Path, noise: float = 0.3, magnitudes: bool = False, **inputs: Any) -> tuple[str, dict[str, Any]]:
@@ -186,7 +188,8 @@ def test_text_from_outside_is_escaped(tmp_path: Path) -> None:
 def test_model_of_order_0_has_a_page(tmp_path: Path) -> None:
     """Without vectors there are dashes and one panel, and the verdict says that no simulation can use it."""
     page, plain = write(tmp_path, magnitudes=True)
-    assert plain["metrics"]["tensor"] is None and "has no direction" in plain["verdict"][2]
+    assert plain["metrics"]["tensor"] is None and [use["outcome"] for use in plain["uses"]] == ["not fit"] * 3
+    assert "forces without a direction" in plain["verdict"][2]
     assert page.count("<svg") == 2
 
 
@@ -208,36 +211,25 @@ def test_verdict_follows_the_numbers(noise: float, good: bool, tmp_path: Path) -
     assert (beaten(metrics)[1] == []) == good == plain["good"]
     assert ('class="verdict good"' in page) == good
     assert ("in tensor, magnitude and angle" in plain["verdict"][1]) == good
-    assert ("any conclusion about a protein" in plain["verdict"][2]) != good
+    assert (plain["uses"][0]["outcome"] == "fit") == good
+    assert plain["verdict"][2].startswith("Single-point use: " + ("fit" if good else "not fit"))
 
 
 def test_verdict_tells_a_stopped_simulation() -> None:
     """The guard's reason stands at the head of the page."""
     stopped = copy.deepcopy(SIMULATION)
     stopped["event"] = {"step": 30, "reason": "the force on 3 atoms is above 100000", "atoms": [], "kind": "force"}
-    sentences = verdict(CARD, metrics_of(0.3)[0], [SIMULATION, stopped])
+    metrics = metrics_of(0.3)[0]
+    sentences = verdict(CARD, metrics, [SIMULATION, stopped], judge(metrics))
     assert "No guard stopped it" in sentences[-2]
     assert "A guard stopped it at step 30: the force on 3 atoms" in sentences[-1]
 
 
-@pytest.mark.parametrize(
-    ("changes", "claim"),
-    [
-        ({}, "Fit for: short thermostatted runs"),
-        ({"status": "interrupted"}, "Not fit for: dynamics"),
-        (
-            {"status": "unstable", "event": {"step": 3, "reason": "hot", "atoms": [], "kind": "temperature"}},
-            "Not fit for: dynamics",
-        ),
-        ({"temperature": {"target": 300.0, "second_half": {"solute": {"mean": 500.0}}}}, "Not fit for: dynamics"),
-        ({"model": {**SIMULATION["model"], "sha256": "other"}}, "Not shown here"),
-    ],
-)
-def test_dynamics_are_claimed_only_where_shown(changes: dict[str, Any], claim: str) -> None:
-    """Good forces alone do not make the page promise dynamics: this model's own run must have held."""
-    result = {**copy.deepcopy(SIMULATION), **changes}
-    sentences = verdict(CARD, metrics_of(0.1)[0], [result], "ab" * 32)
-    assert claim in sentences[2]
+def test_only_a_force_without_energy_is_told_so() -> None:
+    """What a model with an energy may be used for is not denied to it."""
+    metrics = metrics_of(0.1)[0]
+    assert NEVER in verdict(CARD, metrics, [], judge(metrics))
+    assert NEVER not in verdict({**CARD, "energy": True}, metrics, [], judge(metrics))
 
 
 def test_full_disk_leaves_the_former_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,10 +122,13 @@ def test_entry_is_labelled_judged_and_simulated(exported: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("name", "changes", "told"),
     [
-        ("run.dcd", {}, "is a trajectory"),
+        ("run.dcd", {}, r"is a trajectory.*--topology FILE"),
+        ("run.dcd", {"topology": Path("nowhere.pdb")}, "there is no topology"),
+        ("data.h5", {"topology": Path("nowhere.pdb")}, "is for trajectories"),
+        ("data.h5", {"dynamics": 50}, "--dynamics needs a structure"),
         ("missing.h5", {}, "there is no input"),
         ("notes.txt", {}, "Allowed endings"),
-        ("data.h5", {"steps": 5}, "needs a structure"),
+        ("data.h5", {"steps": 5}, "--steps needs a structure"),
         ("data.h5", {"simulations": (Path("nowhere"),)}, r"no readable result\.json"),
         ("data.h5", {"pipelines": (Path("nowhere"),)}, r"no readable summary\.json"),
     ],

@@ -1,0 +1,196 @@
+"""Three uses of a model and what each asks of it: the thresholds, and whether they are met.
+
+| use                   | asked                                                                                        |
+|-----------------------|----------------------------------------------------------------------------------------------|
+| single-point use      | relative error at most 0.6, and better than every naive predictor                            |
+| NVT of a solute       | relative error at most 0.15, lambda at most 0.03, and drift over the standard deviation of   |
+|                       | the kinetic energy below 1 with multiple time stepping                                       |
+| NVT of a whole system | relative error at most 0.10, lambda at most 0.01, and the temperature of each element within |
+|                       | 3 % or three block standard errors, whichever is larger                                      |
+
+A use is *fit* when everything asked was measured and is met, *not fit* when something measured is not met, and *not
+shown* otherwise: what was not measured counts for nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from forcefield_ml.validation.dynamics.compare import ML, MTS
+
+SINGLE_POINT_RELATIVE = 0.6
+SOLUTE_RELATIVE, SOLUTE_LAMBDA, SOLUTE_DRIFT = 0.15, 0.03, 1.0
+SYSTEM_RELATIVE, SYSTEM_LAMBDA = 0.10, 0.01
+TEMPERATURE_SHARE, TEMPERATURE_ERRORS = 0.03, 3.0
+
+FIT, NOT_FIT, NOT_SHOWN = "fit", "not fit", "not shown"
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One thing asked of a model.
+
+    Parameters
+    ----------
+    what
+        In words, with the value found and the limit.
+    met
+        None where it was not measured.
+    """
+
+    what: str
+    met: bool | None
+
+
+@dataclass(frozen=True)
+class Use:
+    """A use and what became of its criteria.
+
+    Parameters
+    ----------
+    name
+        Of the use.
+    criteria
+        All that is asked.
+    """
+
+    name: str
+    criteria: tuple[Criterion, ...]
+
+    @property
+    def outcome(self) -> str:
+        """`FIT`, `NOT_FIT` or `NOT_SHOWN`."""
+        met = [criterion.met for criterion in self.criteria]
+        return NOT_FIT if False in met else NOT_SHOWN if None in met else FIT
+
+    @property
+    def sentence(self) -> str:
+        """The verdict line."""
+        wanted = {FIT: (True,), NOT_FIT: (False,), NOT_SHOWN: (None,)}[self.outcome]
+        reasons = [criterion.what for criterion in self.criteria if criterion.met in wanted]
+        return f"{self.name}: {self.outcome}, {'; '.join(reasons)}."
+
+    def plain(self) -> dict[str, Any]:
+        """Return what report.json holds."""
+        return {**asdict(self), "outcome": self.outcome, "sentence": self.sentence}
+
+
+def judge(
+    metrics: Mapping[str, Any],
+    asymmetry: Mapping[str, Any] | None = None,
+    dynamics: Mapping[str, Any] | None = None,
+    target_atoms: str | None = None,
+) -> tuple[Use, Use, Use]:
+    """Return the three uses, judged.
+
+    Parameters
+    ----------
+    metrics
+        Of `evaluate`.
+    asymmetry
+        Of `symmetry.asymmetry`.
+    dynamics
+        Of `dynamics.compare`.
+    target_atoms
+        "solute" or "all", of which atoms the model predicts the force; None if that is not known.
+    """
+    if metrics["tensor"] is None:
+        none = Criterion("it predicts magnitudes only, forces without a direction", False)
+        return Use("Single-point use", (none,)), Use("NVT of a solute", (none,)), Use("NVT of a whole system", (none,))
+    return (
+        Use("Single-point use", (_relative(metrics, SINGLE_POINT_RELATIVE), _better(metrics))),
+        Use(
+            "NVT of a solute",
+            (_relative(metrics, SOLUTE_RELATIVE), _lambda(asymmetry, SOLUTE_LAMBDA), _drift(dynamics)),
+        ),
+        Use(
+            "NVT of a whole system",
+            (
+                _relative(metrics, SYSTEM_RELATIVE),
+                _lambda(asymmetry, SYSTEM_LAMBDA),
+                *_temperatures(dynamics, target_atoms),
+            ),
+        ),
+    )
+
+
+def _relative(metrics: Mapping[str, Any], limit: float) -> Criterion:
+    value = metrics["relative"]
+    return Criterion(*_at_most("relative error", value, limit))
+
+
+def _better(metrics: Mapping[str, Any]) -> Criterion:
+    lost = beaten(metrics)[1]
+    if lost:
+        return Criterion(f"no better than the naive predictor in {' and '.join(lost)}", False)
+    return Criterion("better than every naive predictor", True)
+
+
+def beaten(metrics: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Return which of tensor, magnitude and angle beat the naive predictors, and which do not.
+
+    Parameters
+    ----------
+    metrics
+        With ``naive``; a metric that is None belongs to neither.
+    """
+    known = [key for key in ("tensor", "magnitude", "angle") if metrics[key] is not None]
+    won = [key for key in known if metrics[key] < metrics["naive"][key]]
+    return won, [key for key in known if key not in won]
+
+
+def _lambda(asymmetry: Mapping[str, Any] | None, limit: float) -> Criterion:
+    if asymmetry is None:
+        return Criterion("lambda was not measured", None)
+    return Criterion(*_at_most("lambda", asymmetry["lambda"], limit))
+
+
+def _at_most(name: str, value: float | None, limit: float) -> tuple[str, bool]:
+    if value is None:
+        return f"{name} has no value", False
+    met = value <= limit
+    digits = max(2, 3 if value < 0.1 else 2)
+    return f"{name} {value:.{digits}f}, {'at most' if met else 'more than'} {limit:g}", met
+
+
+def _drift(dynamics: Mapping[str, Any] | None) -> Criterion:
+    run = dynamics["nve"].get(MTS) if dynamics else None
+    if run is None:
+        return Criterion("no run at constant energy with multiple time stepping was made", None)
+    if run["event"] is not None:
+        return Criterion(f"a guard stopped multiple time stepping: {run['event']['reason']}", False)
+    value = run["drift"]["over_kinetic_std"] if run["drift"] else None
+    if value is None:
+        return Criterion("the run with multiple time stepping was too short for a drift", None)
+    met = value < SOLUTE_DRIFT
+    return Criterion(
+        f"drift with multiple time stepping {value:.2g} of the kinetic energy's standard deviation over "
+        f"{run['drift']['length']:.3g} ps, {'below' if met else 'not below'} {SOLUTE_DRIFT:g}",
+        met,
+    )
+
+
+def _temperatures(dynamics: Mapping[str, Any] | None, target_atoms: str | None) -> list[Criterion]:
+    asked: list[Criterion] = []
+    if target_atoms == "solute":
+        asked.append(Criterion("it predicts the forces on the solute's atoms alone", False))
+    if dynamics is None or dynamics["mode"] != "system":
+        return [*asked, Criterion("no run of a whole system by the model was made", None)]
+    run, target = dynamics["nvt"][ML], dynamics["settings"]["temperature"]
+    if run["event"] is not None:
+        return [*asked, Criterion(f"a guard stopped the run at constant temperature: {run['event']['reason']}", False)]
+    wrong, unknown = [], []
+    for name, found in (run["temperature"] or {}).items():
+        error = found["standard_error"]
+        off = abs(found["mean"] - target)
+        if error is None:
+            unknown.append(name)
+        elif not off <= max(TEMPERATURE_SHARE * target, TEMPERATURE_ERRORS * error):  # nor with NaN
+            wrong.append(f"{name} {found['mean']:.0f} ± {error:.0f} K")
+    if wrong:
+        return [*asked, Criterion(f"temperatures off the {target:g} K that were set: {', '.join(wrong)}", False)]
+    if unknown or not run["temperature"]:
+        return [*asked, Criterion("the run was too short for temperatures with an error", None)]
+    return [*asked, Criterion("every element's temperature within 3 % or three standard errors", True)]

@@ -1,0 +1,135 @@
+"""The verdict: each threshold of the three uses, on both sides of it, and what is not measured."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from forcefield_ml.validation.uses import FIT, NOT_FIT, NOT_SHOWN, judge
+
+GOOD: dict[str, Any] = {
+    "tensor": 100.0,
+    "magnitude": 60.0,
+    "angle": 5.0,
+    "relative": 0.10,
+    "naive": {"tensor": 1000.0, "magnitude": 600.0, "angle": 90.0},
+}
+STRAIGHT = {"lambda": 0.01, "standard_error": 0.001}
+DYNAMICS: dict[str, Any] = {
+    "mode": "system",
+    "settings": {"temperature": 300.0},
+    "nve": {
+        "model": {"event": None, "drift": {"over_kinetic_std": 50.0, "length": 1.0}},
+        "multiple_time_stepping": {"event": None, "drift": {"over_kinetic_std": 0.99, "length": 1.0}},
+    },
+    "nvt": {
+        "model": {
+            "event": None,
+            "temperature": {
+                "protein C": {"mean": 309.0, "standard_error": 0.1},
+                "water O": {"mean": 320.0, "standard_error": 7.0},
+            },
+        }
+    },
+}
+
+
+def outcomes(
+    metrics: dict[str, Any] | None = None,
+    asymmetry: dict[str, Any] | None = STRAIGHT,
+    dynamics: dict[str, Any] | None = DYNAMICS,
+    atoms: str = "all",
+) -> list[str]:
+    """Return what becomes of the three uses of a good model but for what is given."""
+    return [use.outcome for use in judge({**GOOD, **(metrics or {})}, asymmetry, dynamics, atoms)]
+
+
+def test_everything_at_its_limit_is_fit() -> None:
+    """Limits belong to what is allowed: relative 0.10, lambda 0.01, 3 %, three errors; drift is below 1."""
+    assert outcomes() == [FIT, FIT, FIT]
+
+
+@pytest.mark.parametrize(
+    ("relative", "expected"),
+    [
+        (0.1001, [FIT, FIT, NOT_FIT]),
+        (0.15, [FIT, FIT, NOT_FIT]),
+        (0.1501, [FIT, NOT_FIT, NOT_FIT]),
+        (0.6, [FIT, NOT_FIT, NOT_FIT]),
+        (0.6001, [NOT_FIT] * 3),
+        (float("nan"), [NOT_FIT] * 3),
+    ],
+)
+def test_relative_error(relative: float, expected: list[str]) -> None:
+    """0.6, 0.15 and 0.10."""
+    assert outcomes({"relative": relative}) == expected
+
+
+@pytest.mark.parametrize("key", ["tensor", "magnitude", "angle"])
+def test_every_naive_predictor_must_be_beaten(key: str) -> None:
+    """One that is as good as the model is enough to refuse."""
+    assert outcomes({key: GOOD["naive"][key]})[0] == NOT_FIT
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(0.0101, [FIT, NOT_FIT]), (0.03, [FIT, NOT_FIT]), (0.0301, [NOT_FIT, NOT_FIT])]
+)
+def test_lambda(value: float, expected: list[str]) -> None:
+    """0.03 for a solute, 0.01 for a whole system."""
+    assert outcomes(asymmetry={**STRAIGHT, "lambda": value})[1:] == expected
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """Return `DYNAMICS` with one value changed."""
+    found = copy.deepcopy(DYNAMICS)
+    *keys, last = path.split("/")
+    inner = found
+    for key in keys:
+        inner = inner[key]
+    inner[last] = value
+    return found
+
+
+@pytest.mark.parametrize("value", [1.0, 7.0, float("nan")])
+def test_drift_is_that_of_multiple_time_stepping(value: float) -> None:
+    """1 is too much; the direct force's own drift, which is 50 here, is not what is asked for."""
+    path = "nve/multiple_time_stepping/drift/over_kinetic_std"
+    assert outcomes(dynamics=changed(path, value)) == [FIT, NOT_FIT, FIT]
+
+
+@pytest.mark.parametrize(
+    ("mean", "error", "met"),
+    [
+        (309.0, 0.0, True),
+        (309.2, 0.0, False),
+        (290.8, 1.0, False),
+        (290.8, 4.0, True),
+        (320.0, 6.6, False),
+        (float("nan"), 1.0, False),
+    ],
+)
+def test_temperature_of_each_element(mean: float, error: float, met: bool) -> None:
+    """3 % or three block standard errors, whichever is larger; one element off is enough."""
+    found = changed("nvt/model/temperature/protein C", {"mean": mean, "standard_error": error})
+    assert outcomes(dynamics=found)[2] == (FIT if met else NOT_FIT)
+
+
+def test_what_was_not_measured_is_not_claimed() -> None:
+    """Without lambda or dynamics a good model is fit for single points; the rest is not shown, and said to be so."""
+    uses = judge(GOOD)
+    assert [use.outcome for use in uses] == [FIT, NOT_SHOWN, NOT_SHOWN]
+    assert "lambda was not measured" in uses[1].sentence and "multiple time stepping" in uses[1].sentence
+    assert outcomes(dynamics=changed("mode", "solute"))[2] == NOT_SHOWN
+    assert outcomes(dynamics=changed("nve/multiple_time_stepping", None))[1] == NOT_SHOWN
+    unknown = changed("nvt/model/temperature/water O/standard_error", None)
+    assert outcomes(dynamics=unknown)[2] == NOT_SHOWN
+
+
+def test_guards_and_missing_atoms_refuse() -> None:
+    """A run that a guard stopped shows nothing good, and a network of the solute's atoms moves no whole system."""
+    event = {"reason": "hot", "step": 3}
+    assert outcomes(dynamics=changed("nve/multiple_time_stepping/event", event))[1] == NOT_FIT
+    assert outcomes(dynamics=changed("nvt/model/event", event))[2] == NOT_FIT
+    assert outcomes(atoms="solute") == [FIT, FIT, NOT_FIT]
