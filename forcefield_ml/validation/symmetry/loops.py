@@ -25,7 +25,7 @@ def loop_work(
     force: Force,
     positions: NDArray[np.float64],
     n_loops: int = 8,
-    n_points: int = 12,
+    n_points: int = 8,
     radius: float = RADIUS,
     seed: int = 0,
     quiet: bool = True,
@@ -41,7 +41,7 @@ def loop_work(
     n_loops
         At least 2.
     n_points
-        On each loop.
+        On each loop; 8 integrate forces that are polynomials of degree 6 along the loop without error.
     radius
         nm, see `RADIUS`.
     seed

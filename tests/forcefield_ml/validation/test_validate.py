@@ -53,7 +53,7 @@ def order_0(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings(model: Path, data: Path, output: Path, **changes: Any) -> ValidationConfig:
     """Return a configuration."""
-    return parse_config(ValidationConfig, {"model": model, "input": data, "output": output, **changes})
+    return parse_config(ValidationConfig, {"model": model, "input": data, "output": output, "probes": 0, **changes})
 
 
 def quiet(line: str) -> None:
@@ -104,6 +104,46 @@ def test_symmetry_sees_a_broken_network(exported: Path, order_0: Path, dataset_p
     assert symmetry(load_module(order_0), sample) is None
 
 
+class Numbered(torch.nn.Module):
+    """A network whose forces depend on the numbers of atoms."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *arguments: Any) -> Any:
+        """Return a prediction that grows from atom to atom."""
+        prediction = self.module(*arguments)
+        return prediction._replace(forces=prediction.forces * torch.arange(1, len(prediction.forces) + 1)[:, None])
+
+
+class Twisted(torch.nn.Module):
+    """A network that adds forces around an axis through the middle of the targets."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, species: Any, positions: Any, box: Any, targets: Any) -> Any:
+        """Return a prediction with a torque of its own and no net force."""
+        prediction = self.module(species, positions, box, targets)
+        arms = positions[targets] - positions[targets].mean(dim=0)
+        axis = torch.tensor([0.0, 0.0, 1e5], dtype=arms.dtype).expand_as(arms)
+        return prediction._replace(forces=prediction.forces + torch.linalg.cross(axis, arms))
+
+
+def test_symmetry_sees_numbers_and_torques(exported: Path, dataset_path: Path) -> None:
+    """Renumbering is tested with the answers put back into order; a twist shows as torque and not as net force."""
+    sample = ForceDataset(dataset_path, "test")[0]
+    module = load_module(exported)
+    whole, numbered, twisted = (symmetry(each, sample) for each in (module, Numbered(module), Twisted(module)))
+    assert whole is not None and numbered is not None and twisted is not None
+    assert whole["permutation_error"] < 1e-5 and numbered["permutation_error"] > 0.1
+    assert numbered["rotation_error"] < 1e-4
+    # all arms about z: the torque is what perfectly aligned forces give, but for sin^2 of the angle to the axis
+    assert twisted["net_torque"] > 0.5 and twisted["net_force"] < 0.05
+
+
 def test_entry_is_labelled_judged_and_simulated(exported: Path, tmp_path: Path) -> None:
     """From a PDB file to a page: frames are labelled with AMBER14, kept, and a short run with its guards is shown."""
     config = settings(exported, FRAGMENT, tmp_path, frames=1, steps=10)
@@ -142,6 +182,12 @@ def test_bad_input_is_told(name: str, changes: dict[str, Any], told: str, export
         validate(settings(exported, path, tmp_path / "out", **changes), quiet)
 
 
+def test_too_few_probes_are_told(exported: Path, dataset_path: Path, tmp_path: Path) -> None:
+    """None at all, or enough for a standard error."""
+    with pytest.raises(ConfigError, match="at least 16"):
+        settings(exported, dataset_path, tmp_path, probes=15)
+
+
 def test_missing_model_is_told(dataset_path: Path, tmp_path: Path) -> None:
     """A model that is not there is a model error."""
     with pytest.raises(ModelFileError, match=r"there is no model"):
@@ -150,6 +196,8 @@ def test_missing_model_is_told(dataset_path: Path, tmp_path: Path) -> None:
 
 def test_command_prints_the_paths(exported: Path, dataset_path: Path, tmp_path: Path) -> None:
     """The command writes both files and prints where they are."""
-    result = CliRunner().invoke(app, ["validate", str(exported), str(dataset_path), "-o", str(tmp_path)])
+    result = CliRunner().invoke(
+        app, ["validate", str(exported), str(dataset_path), "-o", str(tmp_path), "--probes", "0"]
+    )
     assert result.exit_code == 0, result.output
     assert str(tmp_path / "report.html") in result.output and (tmp_path / "report.json").is_file()

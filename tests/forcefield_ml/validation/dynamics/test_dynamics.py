@@ -97,9 +97,11 @@ def test_geometry_by_hand() -> None:
     """Bonds and angles of known lengths, by kind; what differs between bonds is no spread in time."""
     topology = waters(2)
     frame = np.array(
-        [[0, 0, 0], [0.15, 0, 0], [0.15, 0.11, 0]]
-        + [[1, 1, 1], [1.1, 1, 1], [1, 1.1, 1]]
-        + [[2, 1, 1], [2.1, 1, 1], [2 - 0.1, 1, 1]]
+        [
+            *([0, 0, 0], [0.15, 0, 0], [0.15, 0.11, 0]),
+            *([1, 1, 1], [1.1, 1, 1], [1, 1.1, 1]),
+            *([2, 1, 1], [2.1, 1, 1], [2 - 0.1, 1, 1]),
+        ]
     )
     positions = np.repeat(frame[None], 6, axis=0)
     positions[3:, 4, 0] += 0.02  # one of four O-H bonds is longer in the second half

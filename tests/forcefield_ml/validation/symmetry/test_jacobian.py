@@ -5,16 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
-from dataset_files import TINY_MODELS
+from dataset_files import TINY_MODELS, write_dataset
 
+from data_pipeline.labels.ewald import mesh, reciprocal_forces
 from forcefield_ml import models
-from forcefield_ml.data import ForceDataset
+from forcefield_ml.data import ForceDataset, Target
 from forcefield_ml.deploy.model_file import bundle
 from forcefield_ml.deploy.model_file.card import make_card
 from forcefield_ml.validation.symmetry import Probed, asymmetry, load_module, loop_work
+from forcefield_ml.validation.symmetry.besides import reciprocal_of
 
 
 def springs(seed: int, antisymmetric: float, n: int = 30) -> tuple[torch.Tensor, float]:
@@ -76,6 +79,28 @@ def test_what_acts_besides_dilutes_lambda() -> None:
     exact = np.linalg.norm(total - total.T) / (2 * np.linalg.norm(total))
     assert found["total"]["lambda"] == pytest.approx(exact, abs=4 * found["total"]["standard_error"])
     assert found["total"]["lambda"] < 0.6 * found["lambda"]
+
+
+def test_reciprocal_part_is_openmms_and_conservative(tmp_path: Path) -> None:
+    """On a block of atoms it is the pipeline's sum, and its Jacobian by differences is symmetric."""
+    path = write_dataset(tmp_path / "dataset.h5", {"1aaa": "test"}, n_atoms=45, parts=True)
+    with h5py.File(path, "r+") as file:
+        file["entries/1aaa/charges"][...] = np.random.default_rng(0).normal(size=45)
+        file.attrs["force_field"] = "amber14-all.xml"
+    frames = ForceDataset(path, "test", Target("total_minus_reciprocal"))
+    sample, block = frames[0], np.array([3, 10, 11])
+    force = reciprocal_of(frames, sample, block)
+    assert force is not None and sample.box is not None
+    start = sample.positions[block].astype(float)
+    box = sample.box[None]
+    expected = reciprocal_forces(
+        frames.described("1aaa")["charges"], sample.positions[None], box, alpha=4.5, grid=mesh(box[0], 4.5, 1e-6)
+    )[0, block]
+    np.testing.assert_allclose(force(start), expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+    columns = [(force(start + 1e-4 * unit) - force(start - 1e-4 * unit)) / 2e-4 for unit in np.eye(9).reshape(9, 3, 3)]
+    jacobian = np.array(columns).reshape(9, 9).T
+    assert np.linalg.norm(jacobian - jacobian.T) < 1e-3 * np.linalg.norm(jacobian)
+    assert reciprocal_of(ForceDataset(path, "test"), sample, block) is None
 
 
 def test_too_few_probes_are_refused() -> None:
@@ -144,6 +169,7 @@ def test_no_work_around_loops_of_a_conservative_force() -> None:
     found = loop_work(morse, x, radius=0.05, n_points=32)
     assert found["moved"] > 0.1
     assert found["relative"] < 1e-10
+    assert loop_work(morse, x)["relative"] < 1e-7, "as few points as the default on as small loops"
 
 
 def test_work_of_a_swirl_is_stokes() -> None:
