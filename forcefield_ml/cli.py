@@ -264,7 +264,7 @@ def validate(
     padding: Annotated[float, typer.Option(help="nm of water around the PDB entry in --dynamics")] = 0.8,
     topology: Annotated[Path | None, typer.Option(help="PDB or mmCIF file with the atoms of a trajectory")] = None,
     probes: Annotated[int, typer.Option(help="random vectors for lambda, at least 16; 0 leaves it out")] = 16,
-    probed_atoms: Annotated[int, typer.Option(help="most atoms of lambda's block, from the protein's middle")] = 600,
+    probed_atoms: Annotated[int, typer.Option(help="most atoms of lambda's block, from the protein's middle")] = 300,
     frames: Annotated[int, typer.Option(help="frames to label of a PDB entry (thermal) or a trajectory")] = 2,
     seed: Annotated[int, typer.Option(help="of preparation, sampling and rotation")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="print report.json")] = False,

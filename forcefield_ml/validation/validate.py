@@ -44,7 +44,7 @@ class ValidationConfig(StrictConfig):
     dynamics: int | None = Field(None, ge=40)
     padding: float = Field(0.8, gt=0)
     probes: int = Field(LEAST_PROBES, ge=0)
-    probed_atoms: int = Field(600, ge=2)
+    probed_atoms: int = Field(300, ge=2)
     frames: int = Field(2, ge=1)
     seed: int = Field(0, ge=0, le=2**31 - 2**20)
 
