@@ -103,9 +103,19 @@ def simulate(
         str, typer.Option(help="thermal (MM warm-up) or minimised (FIRE with the model's force)")
     ] = "thermal",
     equilibration: Annotated[float, typer.Option(help="ps of MM warm-up")] = 1.0,
-    log_every: Annotated[int, typer.Option(help="steps between lines of log.csv and looks of the guards")] = 10,
-    frame_every: Annotated[int, typer.Option(help="steps between frames")] = 20,
-    checkpoint_every: Annotated[int, typer.Option(help="steps between checkpoints: the most a kill can cost")] = 100,
+    mts: Annotated[
+        int, typer.Option(help="steps with the model's force for one kick by MM minus model; at 0.5 fs at most 8")
+    ] = 1,
+    keep_net_force: Annotated[
+        bool, typer.Option(help="mode system: do not take the mean force off every atom")
+    ] = False,
+    log_every: Annotated[
+        int | None, typer.Option(help="steps between lines of log.csv and looks of the guards; 10 if left out")
+    ] = None,
+    frame_every: Annotated[int | None, typer.Option(help="steps between frames; 20 if left out")] = None,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(help="steps between checkpoints, the most a kill can cost; 100 if left out")
+    ] = None,
     max_minutes: Annotated[
         float | None, typer.Option(help="stop cleanly after this time, all sessions together")
     ] = None,
@@ -113,6 +123,9 @@ def simulate(
     platform: Annotated[str, typer.Option(help="OpenMM platform")] = "CPU",
     threads: Annotated[int | None, typer.Option(help="of the CPU platform; all if left out")] = None,
     seed: Annotated[int, typer.Option(help="of repair, solvation, velocities and random forces")] = 0,
+    deterministic: Annotated[
+        bool, typer.Option(help="one thread; after a kill the same command takes the same path, bit for bit")
+    ] = False,
     restart: Annotated[bool, typer.Option(help="throw away what the folder holds and start anew")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
 ) -> None:
@@ -135,6 +148,9 @@ def simulate(
         "friction_per_ps": friction,
         "mode": mode,
         "backend": backend,
+        "mts": mts,
+        "remove_net_force": not keep_net_force,
+        "deterministic": deterministic,
         "start": start,
         "equilibration_ps": equilibration,
         "log_every": log_every,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,11 @@ NEAREST_WARNING = (
     "the model sees the nearest atoms by number, so its force jumps when neighbours change places: fit for single "
     "points and short thermostatted runs, not for energy conservation; a model with a smooth cutoff is better for "
     "dynamics"
+)
+
+PART = (
+    "remove_net_force=True in mode {!r}: forces on a part of a system do not sum to zero, and taking off their mean "
+    "would be wrong; leave it out (it is for mode 'system', where it is the default)"
 )
 
 
@@ -296,14 +302,16 @@ class DeployedModel:
         backend: str,
         allow_residues: Iterable[str],
         conserves: bool = True,
+        remove_net_force: bool = False,
     ) -> tuple[openmm.Force, Binding]:
-        """Return the force of `create_force` and what it was bound to; parameters as there.
+        """Return the force of `create_force` and what it was bound to; parameters as there and of `add_to_system`.
 
         `conserves` tells whether what else acts has an energy; without one the box must not change even if the model
         has an energy of its own.
         """
         has_energy = self.has_energy and conserves
         binding = bind(self.card, topology, atoms, self._sees_targets_only, allow_residues)
+        binding = replace(binding, remove_net_force=remove_net_force)
         if self.card["neighbours"]["kind"] == "nearest":
             warnings.warn(NEAREST_WARNING, stacklevel=3)
         choice = choose_backend(backend)
@@ -322,6 +330,7 @@ class DeployedModel:
         backend: str = "auto",
         allow_residues: Iterable[str] = (),
         charges: Charges | None = None,
+        remove_net_force: bool | None = None,
     ) -> openmm.System:
         """Return a System in which the model gives the whole force on every atom (mode `system`).
 
@@ -335,6 +344,8 @@ class DeployedModel:
             As for `create_force`.
         charges
             As for `create_reciprocal_force`.
+        remove_net_force
+            As for `add_to_system`.
 
         Returns
         -------
@@ -353,7 +364,13 @@ class DeployedModel:
         for atom in topology.atoms():
             system.addParticle(0.0 if atom.element is None else atom.element.mass)
         return self.add_to_system(
-            system, topology, mode="system", backend=backend, allow_residues=allow_residues, charges=charges
+            system,
+            topology,
+            mode="system",
+            backend=backend,
+            allow_residues=allow_residues,
+            charges=charges,
+            remove_net_force=remove_net_force,
         )
 
     def add_to_system(
@@ -366,6 +383,7 @@ class DeployedModel:
         mm_platform: str = "auto",
         allow_residues: Iterable[str] = (),
         charges: Charges | None = None,
+        remove_net_force: bool | None = None,
     ) -> openmm.System:
         """Add the model to a System, in place where the mode allows it.
 
@@ -393,6 +411,10 @@ class DeployedModel:
             As for `create_force`.
         charges
             As for `create_reciprocal_force`; None takes those of the MM system where there is one.
+        remove_net_force
+            Take the mean of the model's forces off every atom, so that they sum to zero, as those of a whole system
+            do. None does so in mode `system`, unless the model has an energy, whose gradient sums to zero by itself.
+            True is refused in the other modes: what acts on a part of a system has a net force.
 
         Returns
         -------
@@ -412,8 +434,12 @@ class DeployedModel:
             atoms = solute_atoms(topology)
         if mode == "system":
             atoms = range(topology.getNumAtoms())
+        if remove_net_force and mode != "system":
+            raise ForceModeError(PART.format(mode))
+        if remove_net_force is None:
+            remove_net_force = mode == "system" and not self.has_energy
         conserves = mode != "solute"  # nothing there is the gradient of an energy: MM is taken off some atoms alone
-        force, binding = self.bound_force(topology, atoms, backend, allow_residues, conserves)
+        force, binding = self.bound_force(topology, atoms, backend, allow_residues, conserves, remove_net_force)
         check_order(system, topology)
         refuse_overlap(system, binding, mode)
         check_system(system, binding.box, binding.targets, mode, self.has_energy and conserves)

@@ -5,7 +5,8 @@
 | build.py     | structure file -> repaired, solvated, relaxed system with the model's force   |
 | fire.py      | minimises with forces alone                                                   |
 | record.py    | trajectory, log and checkpoint that agree with each other after a kill        |
-| progress.py  | shows steps, ns/day and time left                                             |
+| mts.py       | multiple time stepping: a direct force, corrected by a conservative reference |
+| dynamics.py  | integrator and Context of a run, and how to make them anew                    |
 | run.py       | `simulate`: settings and the loop                                             |
 | result.py    | what result.json says                                                         |
 | structure.py | RMSD and radius of gyration of a trajectory                                   |

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from data_pipeline.errors import EntryError, PipelineError
 from data_pipeline.systems.build import build_system, protein_mask
 from data_pipeline.systems.prepare import Prepared, prepare, read_prepared, write_prepared
 from data_pipeline.systems.residues import is_water
+from forcefield_ml.deploy.system.bound import bound_models
+from forcefield_ml.deploy.system.force_groups import add_reference
 from forcefield_ml.errors import ConfigError, TopologyError
 
 MODE_OF = {
@@ -46,6 +49,8 @@ class Simulated:
         Of the model, or an empty dict.
     warnings
         What a reader of the result should know.
+    net_force_removed
+        Whether the mean of the model's forces is taken off every atom.
     """
 
     system: openmm.System
@@ -53,6 +58,7 @@ class Simulated:
     mode: str
     card: dict[str, Any]
     warnings: list[str]
+    net_force_removed: bool = False
 
 
 def solvated(path: Path, out: Path, *, ph: float, padding: float, seed: int) -> tuple[Prepared, str]:
@@ -198,6 +204,9 @@ def add_model(
     mode: str | None,
     backend: str,
     mm_platform: str = "auto",
+    *,
+    reference: bool = False,
+    remove_net_force: bool = True,
 ) -> Simulated:
     """Add a model's force to an MM system.
 
@@ -215,9 +224,15 @@ def add_model(
         "auto", "pythonforce" or "torchforce".
     mm_platform
         Of the inner MM Context of mode `solute`.
+    reference
+        Have the MM system at hand as the reference of multiple time stepping; mode `solute` has it in any case.
+    remove_net_force
+        In mode `system`, unless the model has an energy.
 
     Raises
     ------
+    ConfigError
+        If what is asked for has no meaning in the mode.
     ModelFileError, ForceModeError, TopologyError
         As `forcefield_ml.load` and `DeployedModel.add_to_system`.
     """
@@ -230,20 +245,38 @@ def add_model(
     deployed = forcefield_ml.load(model)
     card = deployed.card
     mode = mode or MODE_OF.get(card["predicts"], "solute")
+    if reference and mode == "correction":
+        raise ConfigError(
+            "multiple time stepping with MM as the reference would take back what a model in mode 'correction' adds; "
+            "leave out --mts"
+        )
+    if reference and (mode == "embedded" or (mode == "system" and deployed.needs_reciprocal)):
+        raise ConfigError(
+            f"multiple time stepping in mode {mode!r} {'' if mode == 'embedded' else 'with a reciprocal part '}has two "
+            "NonbondedForces with different exclusions, which OpenMM's CPU and GPU platforms refuse; leave out --mts"
+        )
+    if not remove_net_force and mode != "system":
+        raise ConfigError(f"the net force is removed in mode 'system' alone; leave that out in mode {mode!r}")
+    mm = copy.deepcopy(system) if reference and mode == "system" else None
     if mode == "system":
         charges = system if deployed.needs_reciprocal else None
-        system = deployed.create_system(topology, backend=backend, charges=charges)
+        system = deployed.create_system(
+            topology, backend=backend, charges=charges, remove_net_force=None if remove_net_force else False
+        )
     else:
         system = deployed.add_to_system(system, topology, mode=mode, backend=backend, mm_platform=mm_platform)
+    if mm is not None:
+        add_reference(system, mm)
     warnings = []
-    if mode == "solute":
+    if mode == "solute" and not reference:  # whose kicks make up for it
         warnings.append(
             "mode solute: solute atoms feel the network alone, solvent atoms the MM force of everything; action and "
             "reaction between the two differ, so centre-of-mass motion is removed and no energy is conserved."
         )
     if card["neighbours"]["kind"] == "nearest":
         warnings.append(NEAREST_WARNING)
-    return Simulated(system, solute, mode, card, warnings)
+    removed = any(found.removes_net_force for found in bound_models(system))
+    return Simulated(system, solute, mode, card, warnings, removed)
 
 
 def platform_named(name: str) -> openmm.Platform:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forcefield_ml.deploy.guards.stability import name_atoms, worst_force
+from forcefield_ml.deploy.system.force_groups import acting
 from forcefield_ml.errors import ConfigError, UnstableError
 
 N_MIN = 5
@@ -109,9 +110,10 @@ def minimise(
             raise ConfigError(f"{name} is {value}; it must be greater than 0.")
     masses = [system.getParticleMass(i).value_in_unit(unit.dalton) for i in range(system.getNumParticles())]
     free = np.array(masses)[:, None] > 0
+    groups = acting(system)
 
     def forces() -> NDArray[np.float64]:
-        found = context.getState(forces=True).getForces(asNumpy=True)
+        found = context.getState(forces=True, groups=groups).getForces(asNumpy=True)
         return np.where(free, found.value_in_unit(unit.kilojoule_per_mole / unit.nanometer), 0.0)
 
     def place(values: NDArray[np.float64]) -> None:

@@ -74,6 +74,8 @@ def describe_run(
         "solute_atoms": int(simulated.solute.sum()),
         "structure_file": config.structure.name,
         "mode": simulated.mode,
+        "mts": config.mts,
+        "net_force_removed": simulated.net_force_removed,
         "backend": choose_backend(config.backend).backend if config.model else None,
         "platform": config.platform,
         "model": {

@@ -1,15 +1,14 @@
 """`simulate`: a protein in water at constant temperature with a model's force, guarded, logged and resumable.
 
 The output folder holds config.json, topology.cif (atoms, bonds and box), trajectory.dcd, log.csv, checkpoint.npz
-and, at the end, result.json. A killed run goes on from its last checkpoint: the random forces then start from
-another seed, so it repeats in distribution and not bit by bit.
+and, at the end, result.json. A killed run goes on from its last checkpoint. With `deterministic` it then takes the
+path that it would have taken without the kill, bit for bit; otherwise one that is as likely.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import signal
 import threading
 import time
@@ -33,11 +32,14 @@ from forcefield_ml.errors import ConfigError, UnstableError
 from forcefield_ml.files import write_whole
 from forcefield_ml.progress import ProgressLine, duration
 from forcefield_ml.simulation import build, record
+from forcefield_ml.simulation.dynamics import Dynamics, context_options, one_torch_thread
 from forcefield_ml.simulation.fire import minimise
 from forcefield_ml.simulation.result import describe_run
 
 MAY_CHANGE = {"output", "steps", "max_minutes", "threads", "platform", "structure"}
 """Settings that a resumed run may have otherwise than before; structure and model are compared by content."""
+
+INTERVALS = ("log_every", "frame_every", "checkpoint_every")
 
 INTERRUPTED = "interrupted"
 
@@ -47,7 +49,8 @@ Message = Callable[[str], None]
 class SimulationConfig(StrictConfig):
     """What to simulate and how.
 
-    Steps are steps of the dynamics with the model; times are in the units that the names say.
+    Steps are steps of the dynamics with the model, with `mts` above 1 the inner ones; times are in the units that the
+    names say. Intervals that are left out are 10, 20 and 100, rounded up to a multiple of `mts`.
     """
 
     structure: Path
@@ -59,6 +62,9 @@ class SimulationConfig(StrictConfig):
     friction_per_ps: float = Field(1.0, gt=0)
     mode: Literal["system", "solute", "embedded", "correction"] | None = None
     backend: str = "auto"
+    mts: int = Field(1, ge=1)
+    remove_net_force: bool = True
+    deterministic: bool = False
     start: Literal["thermal", "minimised"] = "thermal"
     equilibration_ps: float = Field(1.0, ge=0)
     minimise_iterations: int = Field(200, ge=1)
@@ -78,11 +84,33 @@ class SimulationConfig(StrictConfig):
     padding: float = Field(0.8, gt=0)
     seed: int = Field(0, ge=0, le=2**31 - 2**20)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _intervals(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        mts = values.get("mts", 1)
+        if not isinstance(mts, int) or mts < 1:  # told later
+            return values
+        values = {key: value for key, value in values.items() if value is not None or key not in INTERVALS}
+        every = -(-values.get("log_every", cls.model_fields["log_every"].default) // mts) * mts
+        for name in INTERVALS:
+            multiple = mts if name == "log_every" else every
+            values.setdefault(name, -(-cls.model_fields[name].default // multiple) * multiple)
+        return values
+
     @model_validator(mode="after")
     def _consistent(self) -> SimulationConfig:
+        for name in ("steps", "log_every"):
+            if getattr(self, name) % self.mts:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be a multiple of mts, {self.mts}.")
         for name in ("frame_every", "checkpoint_every"):
             if getattr(self, name) % self.log_every:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a multiple of log_every.")
+        if self.mts > 1 and self.model is None:
+            raise ValueError(f"mts is {self.mts}, but there is no model; MM alone runs with mts 1.")
+        if self.deterministic and self.threads not in (None, 1):
+            raise ValueError(f"threads is {self.threads}; deterministic runs have one.")
         if self.timestep_fs > steps.LONGEST_STEP:
             raise ValueError(
                 f"timestep_fs is {self.timestep_fs:g}; without constraints at most {steps.LONGEST_STEP:g} fs is "
@@ -151,7 +179,7 @@ def simulate(config: SimulationConfig, restart: bool = False, message: Message =
     if not (folder / "config.json").is_file():
         write_whole(folder / "config.json", json.dumps(resolved, indent=1).encode())
     system = build.mm_system(prepared, config.force_field, config.cutoff)
-    options = _context_options(config)
+    options = context_options(config)
     fired: dict[str, Any] | None = None
     if snapshot is None:
         equilibration = config.equilibration_ps if config.start == "thermal" else 0.0
@@ -169,24 +197,24 @@ def simulate(config: SimulationConfig, restart: bool = False, message: Message =
         snapshot = record.Snapshot(0, positions, velocities, prepared.box, 0.0)
     with build.without_energy_warning():
         simulated = build.add_model(
-            system, prepared.topology, config.model, config.mode, config.backend, config.platform
+            system,
+            prepared.topology,
+            config.model,
+            config.mode,
+            config.backend,
+            config.platform,
+            reference=config.mts > 1,
+            remove_net_force=config.remove_net_force,
         )
     warnings += simulated.warnings
     for line in simulated.warnings:
         message(f"note: {line}")
-    integrator = openmm.LangevinMiddleIntegrator(
-        config.temperature * unit.kelvin,
-        config.friction_per_ps / unit.picosecond,
-        config.timestep_fs * unit.femtosecond,
-    )
-    integrator.setRandomNumberSeed(config.seed + snapshot.step % 2**20 + 2)
-    context = openmm.Context(simulated.system, integrator, *options)
-    _place(context, snapshot)
+    dynamics = Dynamics(config, simulated.system, snapshot, options)
     new = not (folder / record.CHECKPOINT).is_file()
     if new and config.start == "minimised" and config.fire_steps:
         try:
             with build.without_energy_warning():
-                fired = asdict(minimise(context, config.fire_tolerance, config.fire_steps))
+                fired = asdict(minimise(dynamics.context, config.fire_tolerance, config.fire_steps))
         except openmm.OpenMMException as error:
             raise UnstableError(
                 f"the minimisation with the model's force failed: {error}. Start from a thermal structure "
@@ -194,12 +222,12 @@ def simulate(config: SimulationConfig, restart: bool = False, message: Message =
             ) from error
         message(f"FIRE: largest force {fired['start_max_force']:.0f} -> {fired['max_force']:.0f} kJ/mol/nm")
     if new and (fired is not None or not snapshot.velocities.any()):
-        context.setVelocitiesToTemperature(config.temperature * unit.kelvin, config.seed + 1)
-        snapshot = _snapshot(context, 0, 0.0)
+        dynamics.context.setVelocitiesToTemperature(config.temperature * unit.kelvin, config.seed + 1)
+        snapshot = dynamics.snapshot(0, 0.0)
     if not new:
         message(f"going on from step {snapshot.step} in {folder}")
-    run = _Run(config, prepared, simulated, context, integrator)
-    with build.without_energy_warning():
+    run = _Run(config, prepared, simulated, dynamics)
+    with build.without_energy_warning(), one_torch_thread(config.deterministic):
         status, event, last = run.loop(snapshot, resume=not new)
     result = describe_run(
         config, resolved, prepared, simulated, status=status, event=event, last=last, speed=run.speed, fire=fired
@@ -250,11 +278,9 @@ class _Run:
         config: SimulationConfig,
         prepared: Prepared,
         simulated: build.Simulated,
-        context: openmm.Context,
-        integrator: openmm.Integrator,
+        dynamics: Dynamics,
     ) -> None:
-        self.config, self.prepared, self.simulated = config, prepared, simulated
-        self.context, self.integrator = context, integrator
+        self.config, self.prepared, self.simulated, self.dynamics = config, prepared, simulated, dynamics
         system = simulated.system
         dalton = unit.dalton
         self.masses = np.array([system.getParticleMass(i).value_in_unit(dalton) for i in range(len(simulated.solute))])
@@ -276,7 +302,7 @@ class _Run:
                     last, event = self._advance(last, 0, begin, recorder)
                     if event is None:
                         recorder.frame(last)
-                        recorder.checkpoint(last)
+                        self._checkpoint(last, recorder)
                 while event is None and last.step < config.steps:
                     # to the next multiple: a run that is prolonged may begin between two
                     count = min(config.log_every - last.step % config.log_every, config.steps - last.step)
@@ -287,9 +313,11 @@ class _Run:
                         break
                     if last.step % config.frame_every == 0:
                         recorder.frame(last)
-                    if last.step % config.checkpoint_every == 0 or last.step == config.steps:
-                        recorder.checkpoint(last)
+                    if self._at_checkpoint(last):
+                        self._checkpoint(last, recorder)
                     line.show(last.step / config.steps, self._progress(last.step, first, started))
+                    if config.deterministic and not self._at_checkpoint(last):
+                        continue  # elsewhere it could not stop and take the same path later
                     if config.max_minutes is not None and last.seconds > 60 * config.max_minutes:
                         status = "time_limit" if last.step < config.steps else "finished"
                         break
@@ -300,12 +328,21 @@ class _Run:
                 status = "unstable"
         finally:
             # Also after an error: the state at the last look is good, and nothing of it is lost.
-            if last.step > first or not resume:
+            same_path = not config.deterministic or event is not None or self._at_checkpoint(last)
+            if same_path and (last.step > first or not resume):
                 recorder.checkpoint(last)
             recorder.close()
             if last.step > first:
                 self.speed = (last.step - first) * config.timestep_fs * 1e-6 / (time.monotonic() - started) * 86400
         return status, event, last
+
+    def _at_checkpoint(self, last: record.Snapshot) -> bool:
+        return last.step % self.config.checkpoint_every == 0 or last.step == self.config.steps
+
+    def _checkpoint(self, last: record.Snapshot, recorder: record.Recorder) -> None:
+        recorder.checkpoint(last)
+        if self.config.deterministic and last.step < self.config.steps:
+            self.dynamics.renew(last)
 
     def _advance(
         self, last: record.Snapshot, count: int, begin: float, recorder: record.Recorder
@@ -313,8 +350,8 @@ class _Run:
         """Return the state after `count` steps, or the one before them and what a guard saw."""
         try:
             if count:
-                self.integrator.step(count)
-            now = _snapshot(self.context, last.step + count, time.monotonic() - begin)
+                self.dynamics.step(count)
+            now = self.dynamics.snapshot(last.step + count, time.monotonic() - begin)
             event = self._look(now, recorder)
         except openmm.OpenMMException as error:
             # Types are lost on the way through OpenMM: the message is all there is.
@@ -328,8 +365,7 @@ class _Run:
         return f"{duration(left)} left · step {step} of {self.config.steps} · {speed:.3g} ns/day"
 
     def _look(self, now: record.Snapshot, recorder: record.Recorder) -> stability.Event | None:
-        state = self.context.getState(forces=True, energy=True)
-        forces = state.getForces(asNumpy=True).value_in_unit(unit.kilojoule_per_mole / unit.nanometer)
+        forces, potential = self.dynamics.forces()
         solute = self.simulated.solute
         temperatures = {
             "solute": stability.kinetic_temperature(now.velocities[solute], self.masses[solute]),
@@ -338,7 +374,7 @@ class _Run:
         event = stability.check_state(
             now.step,
             now.positions,
-            np.asarray(forces),
+            forces,
             temperatures,
             self.limits,
             self.prepared.topology,
@@ -351,7 +387,7 @@ class _Run:
                     "time_ps": now.step * self.config.timestep_fs * 1e-3,
                     "solute_K": temperatures["solute"],
                     "solvent_K": temperatures["solvent"],
-                    "potential_kJ_mol": state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole),
+                    "potential_kJ_mol": potential,
                     "max_force_kJ_mol_nm": stability.worst_force(forces)[0],
                 }
             )
@@ -380,32 +416,6 @@ def _interrupt_asked() -> Iterator[threading.Event]:
         yield asked
     finally:
         signal.signal(signal.SIGINT, former)
-
-
-def _snapshot(context: openmm.Context, step: int, seconds: float) -> record.Snapshot:
-    state = context.getState(positions=True, velocities=True)
-    return record.Snapshot(
-        step,
-        np.array(state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)),
-        np.array(state.getVelocities(asNumpy=True).value_in_unit(unit.nanometer / unit.picosecond)),
-        np.array(state.getPeriodicBoxVectors(asNumpy=True).value_in_unit(unit.nanometer)),
-        seconds,
-    )
-
-
-def _place(context: openmm.Context, snapshot: record.Snapshot) -> None:
-    context.setPeriodicBoxVectors(*(openmm.Vec3(*row) * unit.nanometer for row in snapshot.box.tolist()))
-    context.setPositions(snapshot.positions * unit.nanometer)
-    context.setVelocities(snapshot.velocities * unit.nanometer / unit.picosecond)
-
-
-def _context_options(config: SimulationConfig) -> tuple[Any, ...]:
-    platform = build.platform_named(config.platform)
-    # Said aloud, since preparing a structure sets one thread as the default of this process.
-    # A default again, so that the inner Context of mode solute has the same.
-    if config.platform == "CPU":
-        platform.setPropertyDefaultValue("Threads", str(config.threads or os.cpu_count() or 1))
-    return (platform,)
 
 
 def _resolved(config: SimulationConfig) -> dict[str, Any]:

@@ -20,8 +20,9 @@ from data_pipeline.labels import ewald
 from data_pipeline.systems.build import evaluate
 from forcefield_ml.config import StrictConfig
 from forcefield_ml.deploy.force.evaluator import Evaluator
-from forcefield_ml.errors import ConfigError, DatasetError, UnstableError
+from forcefield_ml.errors import DatasetError, UnstableError
 from forcefield_ml.models.model import Model
+from forcefield_ml.simulation.build import platform_named
 
 AGREEMENT = 1e-4
 """Largest mean |dF| / mean |F| between the dataset's forces of a frame and the reference set up here."""
@@ -80,10 +81,7 @@ class Reference:
         alpha, grid = float(entry.attributes["pme_alpha"]), np.asarray(entry.attributes["pme_grid"])
         if alpha:
             ewald.set_pme(system, alpha, grid)
-        names = [openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())]
-        if platform not in names:
-            raise ConfigError(f"OpenMM has no platform {platform!r} here. Allowed: {', '.join(names)}")
-        chosen = openmm.Platform.getPlatformByName(platform)
+        chosen = platform_named(platform)
         self.masses = [system.getParticleMass(i) for i in range(system.getNumParticles())]
         self._context = openmm.Context(system, openmm.VerletIntegrator(0.001), chosen)
         fields = entry.fields

@@ -79,7 +79,7 @@ def relative_errors(backend: str, platforms: list[str]) -> dict[str, float]:
         with torch.no_grad():
             expected = DeployableModel(model)(species, torch.tensor(positions, dtype=torch.float32)).forces.numpy()
         for name in platforms:
-            system = deployed.create_system(topology, backend=backend, allow_residues=["MOL"])
+            system = deployed.create_system(topology, backend=backend, allow_residues=["MOL"], remove_net_force=False)
             platform = openmm.Platform.getPlatformByName(name)
             context = openmm.Context(system, openmm.VerletIntegrator(0.001), platform)
             context.setPositions(positions)

@@ -54,6 +54,8 @@ class Binding:
         Three rows in nm, or None where there is no periodicity.
     labels
         Chain, residue and atom name of each of `inputs`.
+    remove_net_force
+        Take the mean force off every atom, so that the forces sum to zero; for a whole system alone.
     """
 
     n_particles: int
@@ -62,6 +64,7 @@ class Binding:
     targets: list[int]
     box: list[list[float]] | None
     labels: list[str]
+    remove_net_force: bool = False
 
 
 def bind(

@@ -24,10 +24,16 @@ from forcefield_ml.deploy.stored.locate import locate
 from forcefield_ml.errors import BoxError, ConfigError, ForcefieldMLError, UnstableError, closest
 from forcefield_ml.models.interface import Prediction
 
-NO_ENERGY = "forcefield_ml:forces-without-energy"
+OURS = "forcefield_ml:"
+"""Begins the name of every force of ours."""
+
+REFERENCE = OURS + "reference:"
+"""Begins the name of a force that acts in the outer kick of multiple time stepping alone (`system.force_groups`)."""
+
+NO_ENERGY = OURS + "forces-without-energy"
 """Name of the OpenMM force of a model without an energy; `guards.check` looks for it, also after a reload."""
 
-WITH_ENERGY = "forcefield_ml:forces-with-energy"
+WITH_ENERGY = OURS + "forces-with-energy"
 BOX_TOLERANCE = 1e-4
 """nm, by which an entry of the box may differ from the one bound: rounding, no barostat's move."""
 
@@ -151,6 +157,7 @@ class ModelCallable:
             box=None if binding.box is None else np.array(binding.box),
             labels=binding.labels,
             device=device,
+            remove_net_force=binding.remove_net_force,
         )
 
     def __call__(self, state: openmm.State) -> tuple[float, np.ndarray]:
@@ -185,6 +192,8 @@ class ModelCallable:
             raise UnstableError(f"at step {state.getStepCount()}: {complaint}")
         forces = np.zeros((len(everywhere), 3))
         forces[ready.targets] = found.numpy()
+        if ready.remove_net_force:
+            forces -= forces.mean(axis=0)
         return 0.0 if prediction.energy is None else float(prediction.energy), forces
 
 
@@ -228,6 +237,7 @@ class _Ready(NamedTuple):
     box: np.ndarray | None
     labels: list[str]
     device: str
+    remove_net_force: bool
 
 
 def check_box_unchanged(now: np.ndarray, bound: np.ndarray) -> None:
@@ -270,6 +280,7 @@ def make_torch_force(path: str, sha256: str, binding: Binding, has_energy: bool)
         binding.labels,
         BOX_TOLERANCE,
         MAX_FORCE,
+        binding.remove_net_force,
     )
     force = torchforce.TorchForce(torch.jit.script(module.eval()))
     force.setOutputsForces(True)

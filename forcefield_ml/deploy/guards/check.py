@@ -12,17 +12,26 @@ import torch
 
 from forcefield_ml import units
 from forcefield_ml.deploy.force.device import choose_device, mismatch
-from forcefield_ml.deploy.force.openmm_force import BOX_TOLERANCE, kind_of
+from forcefield_ml.deploy.force.openmm_force import BOX_TOLERANCE, OURS, kind_of
 from forcefield_ml.deploy.force.plugin_repair import refusal
 from forcefield_ml.deploy.guards.coordinates import check_unit
 from forcefield_ml.deploy.guards.order import check_order, masses_of
 from forcefield_ml.deploy.guards.stability import MAX_TEMPERATURE, Limits, name_atoms
-from forcefield_ml.deploy.guards.steps import FreeAtoms, check_evaluated, check_step, free_atoms, together, uses_energy
+from forcefield_ml.deploy.guards.steps import (
+    FreeAtoms,
+    check_evaluated,
+    check_step,
+    free_atoms,
+    parts,
+    together,
+    uses_energy,
+)
 from forcefield_ml.deploy.guards.watch import Watch, plain_message
 from forcefield_ml.deploy.system.bound import BoundModel, bound_models, callables
+from forcefield_ml.deploy.system.force_groups import check_split, has_reference, of_integrator
 from forcefield_ml.deploy.system.mm import BAROSTATS, FORCELESS, SUBTRACT_MM, SubtractMM, class_name
 from forcefield_ml.deploy.system.modes import barostat_message, check_constraints
-from forcefield_ml.deploy.system.present import OURS, refuse_overlaps_within
+from forcefield_ml.deploy.system.present import refuse_overlaps_within
 from forcefield_ml.deploy.system.reciprocal import RECIPROCAL
 from forcefield_ml.errors import BoxError, ForceModeError
 from forcefield_ml.graph.box import check_box
@@ -166,7 +175,23 @@ def _check_sites(system: openmm.System, model: BoundModel, topology: Any) -> Non
 def _check_groups(
     system: openmm.System, integrator: openmm.Integrator, minus: list[openmm.Force], ours: set[int]
 ) -> None:
-    """Refuse to take MM forces off the solute at other times than they act, and to leave out what a model needs."""
+    """Refuse to take MM forces off the solute at other times than they act, and to leave out what a model needs.
+
+    Integrators of `simulation.mts` do the first by design, and have a rule of their own.
+    """
+    plain = []
+    for part in parts(integrator):
+        groups = of_integrator(part)
+        if groups is not None:
+            check_split(system, groups)
+        elif has_reference(system):
+            raise ForceModeError(
+                "the system holds the forces of a reference beside those of the model, which this "
+                f"{type(part).__name__} adds up, so that forces count twice. Use "
+                "forcefield_ml.simulation.mts.integrator(system, ...), or make the system without the reference"
+            )
+        else:
+            plain.append(part)
     acting = {}
     for index, force in enumerate(system.getForces()):
         group = force.getForceGroup()
@@ -179,7 +204,7 @@ def _check_groups(
             acting[f"reciprocal space of {force.getName()}"] = force.getReciprocalSpaceForceGroup()
     for force in minus:
         wanted = force.getForceGroup()
-        apart = {name: group for name, group in acting.items() if not together(integrator, group, wanted)}
+        apart = {n: g for n, g in acting.items() if not all(together(part, g, wanted) for part in plain)}
         if apart:
             told = ", ".join(f"{name} in {group}" for name, group in apart.items())
             raise ForceModeError(

@@ -95,7 +95,7 @@ def check_step(integrator: openmm.Integrator, group: int, free: FreeAtoms, stack
     ForceModeError
         If the step is too long, or the integrator leaves the model's force out.
     """
-    for part in _parts(integrator):
+    for part in parts(integrator):
         step = interval(part, group)
         name = type(part).__name__
         if step is None:
@@ -143,9 +143,12 @@ def interval(integrator: openmm.Integrator, group: int, force: str = "the model'
         return longest if longest > 0 else None
     step = float(units.strip(integrator.getStepSize(), "picosecond"))
     share = 1.0
+    integrated = bool(integrator.getIntegrationForceGroups() >> group & 1)
     if isinstance(integrator, openmm.CustomIntegrator):
-        share = _longest_share(list(_updates(integrator)), group)
-    if share == 0 or not integrator.getIntegrationForceGroups() >> group & 1:
+        share = _longest_share(list(_updates(integrator)), group, integrated)
+    elif not integrated:
+        share = 0.0
+    if share == 0:
         raise ForceModeError(
             f"{force} is in force group {group}, which this {type(integrator).__name__} never evaluates: it would do "
             "nothing. Put it into a group that is integrated, force.setForceGroup(...), before the Context is made"
@@ -155,7 +158,7 @@ def interval(integrator: openmm.Integrator, group: int, force: str = "the model'
 
 def check_evaluated(integrator: openmm.Integrator, group: int, force: str) -> None:
     """Refuse an integrator, or a part of one, that never evaluates a force group; parameters as of `interval`."""
-    for part in _parts(integrator):
+    for part in parts(integrator):
         interval(part, group, force)
 
 
@@ -169,12 +172,12 @@ def together(integrator: openmm.Integrator, one: int, other: int) -> bool:
     one, other
         Force groups.
     """
-    return all(_treatment(part, one) == _treatment(part, other) for part in _parts(integrator))
+    return all(_treatment(part, one) == _treatment(part, other) for part in parts(integrator))
 
 
 def uses_energy(integrator: openmm.Integrator) -> bool:
     """Tell whether what a `openmm.CustomIntegrator` computes depends on the potential energy."""
-    custom = [part for part in _parts(integrator) if isinstance(part, openmm.CustomIntegrator)]
+    custom = [part for part in parts(integrator) if isinstance(part, openmm.CustomIntegrator)]
     return any(re.search(r"\benergy\d*\b", text) for part in custom for _, text in _updates(part))
 
 
@@ -190,7 +193,8 @@ def _reduced(mass: float) -> float:
     return mass * PARTNER / (mass + PARTNER)
 
 
-def _parts(integrator: openmm.Integrator) -> Iterator[openmm.Integrator]:
+def parts(integrator: openmm.Integrator) -> Iterator[openmm.Integrator]:
+    """Yield the integrators that a compound one is made of, or the one given."""
     if isinstance(integrator, openmm.CompoundIntegrator):
         for k in range(integrator.getNumIntegrators()):
             yield integrator.getIntegrator(k)
@@ -206,9 +210,12 @@ def _updates(integrator: openmm.CustomIntegrator) -> Iterator[tuple[str, str]]:
             yield variable, expression
 
 
-def _longest_share(updates: list[tuple[str, str]], group: int) -> float:
-    """Return the largest share of a step that positions move between two uses of a group's force; 0 if unused."""
-    wanted = re.compile(rf"\b(f|f{group})\b")
+def _longest_share(updates: list[tuple[str, str]], group: int, integrated: bool) -> float:
+    """Return the largest share of a step that positions move between two uses of a group's force; 0 if unused.
+
+    A bare f is the force of the groups to be integrated; f3 is that of group 3 in any case.
+    """
+    wanted = re.compile(rf"\b(f|f{group})\b" if integrated else rf"\bf{group}\b")
     uses = [bool(wanted.search(expression)) for _, expression in updates]
     if not any(uses):
         return 0.0

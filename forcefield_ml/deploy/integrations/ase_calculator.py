@@ -14,7 +14,7 @@ from forcefield_ml.deploy.force.binding import some
 from forcefield_ml.deploy.force.indices import read_indices, read_values
 from forcefield_ml.deploy.guards.coordinates import check_unit
 from forcefield_ml.deploy.guards.stability import MAX_FORCE
-from forcefield_ml.deploy.model import DeployedModel, load
+from forcefield_ml.deploy.model import PART, DeployedModel, load
 from forcefield_ml.deploy.model_file.script import forces_complaint, positions_complaint
 from forcefield_ml.deploy.system.modes import check_mode
 from forcefield_ml.errors import BoxError, ForceModeError, TopologyError, UnstableError
@@ -56,11 +56,14 @@ class ForcefieldMLCalculator(Calculator):
         the model was trained on solute atoms only.
     device
         As for `forcefield_ml.load`.
+    remove_net_force
+        As for `DeployedModel.add_to_system`: by default in mode ``"system"``, unless there are targets.
 
     Raises
     ------
     ForceModeError
-        If the card does not allow the mode, the model leaves a part of the force to OpenMM, or targets are lacking.
+        If the card does not allow the mode, the model leaves a part of the force to OpenMM, targets are lacking, or
+        the net force is to be removed from a part of the atoms.
     TopologyError
         If targets are neither whole numbers nor a mask.
     ModelFileError, ConfigError
@@ -76,6 +79,7 @@ class ForcefieldMLCalculator(Calculator):
         mode: str = "system",
         targets: Iterable[int] | None = None,
         device: str = "auto",
+        remove_net_force: bool | None = None,
     ):
         super().__init__()
         self.model = model if isinstance(model, DeployedModel) else load(model, device)
@@ -95,6 +99,10 @@ class ForcefieldMLCalculator(Calculator):
             )
         self.mode = mode
         self._chosen = None if targets is None else read_values(targets, "targets")
+        whole = mode == "system" and targets is None
+        if remove_net_force and not whole:
+            raise ForceModeError(PART.format(mode))
+        self._remove_net_force = whole and not self.model.has_energy if remove_net_force is None else remove_net_force
         self.implemented_properties = ["energy", "free_energy", "forces"] if self.model.has_energy else ["forces"]
         self._evaluate: Callable[[torch.Tensor, torch.Tensor | None], Prediction] | None = None
         self._numbers = np.empty(0, dtype=np.int64)
@@ -149,6 +157,8 @@ class ForcefieldMLCalculator(Calculator):
             raise UnstableError(complaint)
         forces = np.zeros((len(atoms), 3))
         forces[self._targets] = found.numpy().astype(float) @ rotation.T * (units.ANGSTROM / units.EV)
+        if self._remove_net_force:
+            forces -= forces.mean(axis=0)
         self.results = {"forces": forces}
         if prediction.energy is not None:
             energy = float(prediction.energy) / units.EV

@@ -17,7 +17,7 @@ from forcefield_ml.deploy.force.indices import read_indices
 from forcefield_ml.deploy.force.openmm_force import NO_ENERGY, WITH_ENERGY
 from forcefield_ml.deploy.guards.order import check_order
 from forcefield_ml.deploy.integrations.mlpotential import refuse_unknown
-from forcefield_ml.deploy.model import load
+from forcefield_ml.deploy.model import PART, load
 from forcefield_ml.deploy.system.mm import class_name, hold_centre, require_separable, silence_offsets
 from forcefield_ml.deploy.system.modes import check_mode, check_system
 from forcefield_ml.deploy.system.present import refuse_overlap
@@ -61,6 +61,7 @@ class ForcefieldMLPotential(MLPotentialImpl):
         backend: str = "auto",
         allow_residues: Iterable[str] = (),
         charges: Any = None,
+        remove_net_force: bool | None = None,
         **args: Any,
     ) -> None:
         """Add the model to a System that openmm-ml has prepared.
@@ -79,6 +80,8 @@ class ForcefieldMLPotential(MLPotentialImpl):
             As for `DeployedModel.create_force`.
         charges
             As for `DeployedModel.create_system`.
+        remove_net_force
+            As for `DeployedModel.create_system`; for a part of a system leave it out.
         args
             Must be empty.
 
@@ -90,15 +93,24 @@ class ForcefieldMLPotential(MLPotentialImpl):
         TopologyError, BoxError
             As `DeployedModel.create_force`.
         """
-        refuse_unknown("createSystem or createMixedSystem", args, ("backend", "allow_residues", "charges"))
+        options = ("backend", "allow_residues", "charges", "remove_net_force")
+        refuse_unknown("createSystem or createMixedSystem", args, options)
         if atoms is None:
             self.model.add_to_system(
-                system, topology, mode="system", backend=backend, allow_residues=allow_residues, charges=charges
+                system,
+                topology,
+                mode="system",
+                backend=backend,
+                allow_residues=allow_residues,
+                charges=charges,
+                remove_net_force=remove_net_force,
             )
             _set_group(system, forceGroup)
             _leave_the_remover(system)
             return
         self._require("embedded")
+        if remove_net_force:
+            raise ForceModeError(PART.format("embedded"))
         atoms = list(atoms)
         if any(isinstance(atom, bool | np.bool_) for atom in atoms):
             raise ForceModeError(

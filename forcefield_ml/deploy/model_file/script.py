@@ -144,6 +144,8 @@ class BoundForce(nn.Module):
         nm, by which a box entry may differ from `box`.
     max_force
         kJ/mol/nm, above which a force is absurd.
+    remove_net_force
+        Take the mean force off every target.
     """
 
     species: Tensor
@@ -163,9 +165,11 @@ class BoundForce(nn.Module):
         labels: List[str],
         tolerance: float,
         max_force: float,
+        remove_net_force: bool,
     ):
         super().__init__()
         self.model = model
+        self.remove_net_force = remove_net_force
         self.register_buffer("species", species)
         self.register_buffer("inputs", inputs)
         self.register_buffer("targets", targets)
@@ -204,6 +208,9 @@ class BoundForce(nn.Module):
         complaint = forces_complaint(found, torch.nonzero(self.targets).flatten(), self.labels, self.max_force)
         if len(complaint) > 0:
             raise ValueError(complaint)
+        if self.remove_net_force:
+            found = found.to(torch.float64)
+            found = found - found.mean(0)
         forces = torch.zeros(positions.shape[0], 3, dtype=positions.dtype, device=positions.device)
         forces[self.rows] = found.to(positions.dtype)
         energy = torch.zeros([], dtype=positions.dtype, device=positions.device)

@@ -9,7 +9,7 @@ from typing import Any
 
 import openmm
 
-from forcefield_ml.deploy.force.openmm_force import NO_ENERGY, WITH_ENERGY, ModelCallable
+from forcefield_ml.deploy.force.openmm_force import NO_ENERGY, REFERENCE, WITH_ENERGY, ModelCallable
 from forcefield_ml.deploy.stored.pickles import RefusedPickle
 from forcefield_ml.deploy.stored.serialise import PYTHON_FORCE, unpickle
 from forcefield_ml.errors import ForceModeError
@@ -35,6 +35,8 @@ class BoundModel:
         Three rows in nm as bound, None where there is no periodicity.
     device
         As asked for: "auto", "cpu", ...; TorchForce follows the platform, "auto".
+    removes_net_force
+        Whether the mean force is taken off, so that the forces sum to zero.
     """
 
     force: openmm.Force
@@ -45,6 +47,7 @@ class BoundModel:
     species: list[int]
     box: list[list[float]] | None
     device: str
+    removes_net_force: bool
 
 
 def bound_models(system: openmm.System, made: dict[int, Any] | None = None) -> list[BoundModel]:
@@ -65,6 +68,8 @@ def bound_models(system: openmm.System, made: dict[int, Any] | None = None) -> l
     made = callables(system) if made is None else made
     models = []
     for index, force in enumerate(system.getForces()):
+        if force.getName().startswith(REFERENCE):
+            continue  # the conservative reference of multiple time stepping may be a model, and is none that acts
         if isinstance(made.get(index), ModelCallable) or force.getName() in (NO_ENERGY, WITH_ENERGY):
             python = type(force).__name__ == PYTHON_FORCE
             models.append(_of_python_force(force, made.get(index)) if python else of_torch_force(force))
@@ -116,6 +121,7 @@ def _of_python_force(force: openmm.Force, made: Any) -> BoundModel:
             bound["species"],
             bound["box"],
             made.device,
+            bound.get("remove_net_force", False),  # Systems stored by 0.2.0 before it was there
         )
     except KeyError as error:
         raise ForceModeError(_foreign(force, f"its binding lacks {error}")) from None
@@ -147,6 +153,7 @@ def of_torch_force(force: openmm.Force) -> BoundModel:
             module.species.tolist(),
             module.box.tolist() if module.periodic else None,
             "auto",
+            bool(module.remove_net_force),
         )
     except (AttributeError, RuntimeError) as error:
         raise ForceModeError(_foreign(force, str(error))) from None

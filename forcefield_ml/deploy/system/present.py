@@ -10,13 +10,11 @@ from typing import Any, NamedTuple
 import openmm
 
 from forcefield_ml.deploy.force.binding import Binding, some
+from forcefield_ml.deploy.force.openmm_force import OURS, REFERENCE
 from forcefield_ml.deploy.stored.pickles import RefusedPickle
 from forcefield_ml.deploy.stored.serialise import PYTHON_FORCE, TORCH_FORCE
 from forcefield_ml.deploy.system.bound import BoundModel, callable_of, of_torch_force
 from forcefield_ml.errors import ForceModeError
-
-OURS = "forcefield_ml:"
-"""Begins the name of every force of ours."""
 
 
 class Present(NamedTuple):
@@ -27,7 +25,8 @@ class Present(NamedTuple):
     name
         Of the force.
     kind
-        ``"model"`` for one of ours, ``"mm"`` for what our mode `solute` adds beside a model, ``"foreign"``.
+        ``"model"`` for one of ours, ``"mm"`` for what our mode `solute` adds beside a model, ``"reference"`` for what
+        multiple time stepping takes in place of them, ``"foreign"``.
     atoms
         Those it acts on, ascending; None where that is not known, so that it may be all.
     backend
@@ -72,7 +71,7 @@ def refuse_overlap(system: openmm.System, binding: Binding, mode: str) -> None:
     """
     labels = dict(zip(binding.inputs, binding.labels, strict=True))
     for other in present(system):
-        if other.kind == "mm":
+        if other.kind in ("mm", "reference"):
             continue  # acts on the same atoms as its model
         if other.atoms is None:
             raise ForceModeError(
@@ -131,6 +130,8 @@ def look(force: openmm.Force) -> Present | None:
         Of ``System.getForces``.
     """
     kind = type(force).__name__
+    if force.getName().startswith(REFERENCE):
+        return Present(force.getName(), "reference", None, kind)
     if kind == PYTHON_FORCE:
         return _python_force(force)
     if kind not in ("Force", TORCH_FORCE):

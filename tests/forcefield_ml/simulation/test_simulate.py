@@ -37,12 +37,12 @@ def quiet(line: str) -> None:
     """Take a message and say nothing."""
 
 
-def write_model(folder: Path, rms_force: float) -> Path:
+def write_model(folder: Path, rms_force: float, **card: Any) -> Path:
     torch.manual_seed(5)
     config = {"architecture": "fast", "n_channels": 6, "n_layers": 2, "n_basis": 8, "n_units": 4, "n_first_units": 6}
     model = models.build(config).eval()
     model.set_scale(rms_force)
-    return bundle.write(model, make_card(model), folder / "model.pt")
+    return bundle.write(model, make_card(model, **card), folder / "model.pt")
 
 
 @pytest.fixture(scope="session")
@@ -162,6 +162,84 @@ def test_interrupt_inside_the_model_is_no_instability(
     assert (result["status"], result["series"]["step"]) == ("finished", [0, 10, 20])
 
 
+@pytest.mark.parametrize("changes", [{}, {"mts": 4}])
+def test_deterministic_run_takes_the_same_path_after_a_kill(
+    peptide_file: Path, model_file: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """40 steps are, bit for bit, 20 steps, kill -9 and the same command again; a Context not made anew differs."""
+    common = {"model": str(model_file), "deterministic": True, "threads": None, "log_every": 4, **changes}
+    common |= {"frame_every": 20, "checkpoint_every": 20}
+    whole, killed, control = (tmp_path / name for name in ("whole", "killed", "control"))
+    simulate(settings(peptide_file, whole, **common), message=quiet)
+    code = (
+        "import os, sys, json; from pathlib import Path; sys.path.insert(0, sys.argv[3]);"
+        "from test_simulate import settings, quiet, simulate; from forcefield_ml.simulation import record;"
+        "row = record.Recorder.row;"
+        "record.Recorder.row = lambda self, v: (row(self, v), v['step'] == 32 and os.kill(os.getpid(), 9));"
+        "simulate(settings(Path(sys.argv[1]), Path(sys.argv[2]), **json.loads(sys.argv[4])), message=quiet)"
+    )
+    arguments = [str(peptide_file), str(killed), str(Path(__file__).parent), json.dumps(common)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    assert subprocess.run([sys.executable, "-c", code, *arguments], env=environment).returncode == -signal.SIGKILL
+    assert _last_step(killed) == 32
+    simulate(settings(peptide_file, killed, **common), message=quiet)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("forcefield_ml.simulation.run._Run._checkpoint", lambda self, last, to: to.checkpoint(last))
+        simulate(settings(peptide_file, control, **common), message=quiet)
+    results = {}
+    for folder in (whole, killed, control):
+        with np.load(folder / record.CHECKPOINT) as file:
+            state = [file[name].tobytes() for name in ("step", "positions", "velocities")]
+        frames = record.read_frames(folder / record.TRAJECTORY, len(file_positions(folder)), True)
+        results[folder.name] = [*state, frames.tobytes(), (folder / record.LOG).read_bytes()]
+    assert results["whole"] == results["killed"]
+    assert all(one != other for one, other in zip(results["whole"][1:], results["control"][1:], strict=True))
+
+
+def file_positions(folder: Path) -> np.ndarray:
+    """Return the positions in a run's checkpoint."""
+    snapshot = record.read_checkpoint(folder)
+    assert snapshot is not None
+    return snapshot.positions
+
+
+def test_deterministic_run_stops_where_it_can_go_on(peptide_file: Path, tmp_path: Path) -> None:
+    """Ctrl-C and the time limit wait for the next checkpoint: elsewhere the path would be another afterwards."""
+    config = settings(peptide_file, tmp_path, steps=10**6, max_minutes=1e-6, deterministic=True)
+    assert simulate(config, message=quiet)["steps"] == 20
+    assert simulate(settings(peptide_file, tmp_path, steps=40, deterministic=True), message=quiet)["steps"] == 40
+
+
+@pytest.mark.parametrize("mode", ["solute", "system"])
+def test_multiple_time_steps(mode: str, peptide_file: Path, tmp_path: Path) -> None:
+    """Steps are the model's; the energy in the log is that of MM, also where the model moves every atom."""
+    card = {"target_atoms": "all"} if mode == "system" else {}
+    model = write_model(tmp_path, 200.0, **card)
+    # a network with random weights is far from MM, so that the outer kicks are strong
+    changes = {"mts": 8, "steps": 24, "checkpoint_every": None, "timestep_fs": 0.02}
+    config = settings(peptide_file, tmp_path, model=model, mode=mode, **changes)
+    assert (config.log_every, config.frame_every, config.checkpoint_every) == (16, 32, 112)
+    result = simulate(config, message=quiet)
+    assert (result["status"], result["series"]["step"], result["mts"]) == ("finished", [0, 16, 24], 8)
+    assert result["time_ps"] == pytest.approx(24 * 2e-5) and result["net_force_removed"] is (mode == "system")
+    prepared = read_prepared(tmp_path / record.TOPOLOGY)
+    system = build.mm_system(prepared, config.force_field, 0.6)
+    context = openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("CPU"))
+    context.setPositions(file_positions(tmp_path))
+    energy = context.getState(energy=True).getPotentialEnergy()._value
+    assert result["series"]["potential_kJ_mol"][-1] == pytest.approx(energy, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("predicts", "told"), [("solute_alone", "different exclusions"), ("reference_minus_mm", "would take back")]
+)
+def test_modes_without_multiple_time_steps(predicts: str, told: str, peptide_file: Path, tmp_path: Path) -> None:
+    """Where MM is no reference, or cannot stand beside the model, that is told before the first step."""
+    config = settings(peptide_file, tmp_path, model=write_model(tmp_path, 200.0, predicts=predicts), mts=5)
+    with pytest.raises(ConfigError, match=told):
+        simulate(config, message=quiet)
+
+
 def _last_step(folder: Path) -> int:
     try:
         lines = (folder / record.LOG).read_text().split("\n")[1:-1]
@@ -221,6 +299,9 @@ def test_unstable_run_stops_and_keeps_the_last_good_state(peptide_file: Path, tm
     [
         ({"timestep_fs": 3.0}, "at most 2 fs"),
         ({"frame_every": 15}, "multiple of log_every"),
+        ({"mts": 8, "model": "m.pt", "log_every": 10}, "log_every is 10; it must be a multiple of mts, 8"),
+        ({"mts": 8, "steps": 32, "checkpoint_every": None}, "there is no model"),
+        ({"deterministic": True, "threads": 2}, "deterministic runs have one"),
         ({"tempature": 300}, "Did you mean 'temperature'"),
     ],
 )

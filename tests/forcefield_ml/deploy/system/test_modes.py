@@ -25,6 +25,7 @@ from openmm import app
 
 import forcefield_ml
 from forcefield_ml import models
+from forcefield_ml.deploy.system.bound import bound_model, bound_models, callable_of
 from forcefield_ml.errors import BoxError, ForceModeError, TopologyError
 
 pytestmark = pytest.mark.filterwarnings("ignore:this model has forces but no energy")
@@ -162,11 +163,48 @@ def test_correction_in_water(target_atoms: str, wet: Molecules, forcefield: app.
 
 @pytest.mark.parametrize("backend", ["pythonforce", "torchforce"])
 def test_system(backend: str, wet: Molecules, tmp_path: Path) -> None:
-    """Every atom, water and ions included, feels the network and nothing else."""
+    """Every atom, water and ions included, feels the network and nothing else; with and without its net force."""
     model = forcefield_ml.load(write_model(tmp_path, target_atoms="all"))
-    found = forces_of(context_of(model.create_system(wet.topology, backend=backend), wet, "Reference"))
     expected = eager_forces(make_model("fast"), wet)
-    assert per_atom(found, expected, float(np.sqrt((expected**2).sum(1).mean()))) < PER_ATOM
+    scale = float(np.sqrt((expected**2).sum(1).mean()))
+    mean = expected.mean(axis=0)
+    assert np.linalg.norm(mean) > 20 * PER_ATOM * scale, "control: a direct force has a net force"
+    for keep, wanted in ((True, expected), (False, expected - mean)):
+        system = model.create_system(wet.topology, backend=backend, remove_net_force=None if not keep else False)
+        found = forces_of(context_of(system, wet, "Reference"))
+        assert per_atom(found, wanted, scale) < PER_ATOM
+        assert bound_models(system)[0].removes_net_force is not keep
+    assert np.abs(found.sum(axis=0)).max() < 1e-9 * np.abs(found).sum()
+
+
+def test_a_part_keeps_its_net_force(
+    wet: Molecules, forcefield: app.ForceField, deployed: dict[str, Deployed], tmp_path: Path
+) -> None:
+    """On the solute nothing is taken off, and asking for it is refused; correction acts on all atoms unchanged."""
+    model = forcefield_ml.load(deployed["fast"].path)
+    with pytest.raises(ForceModeError, match="part of a system do not sum to zero"):
+        model.add_to_system(mm_system(wet, forcefield), wet.topology, remove_net_force=True)
+    system = model.add_to_system(mm_system(wet, forcefield), wet.topology)
+    other = forcefield_ml.load(write_model(tmp_path, predicts="reference_minus_mm", target_atoms="all"))
+    corrected = other.add_to_system(mm_system(wet, forcefield), wet.topology, mode="correction")
+    for made in (system, corrected):
+        assert not bound_models(made)[0].removes_net_force
+
+
+def test_a_stored_system_keeps_its_net_force_removed(wet: Molecules, tmp_path: Path) -> None:
+    """XML holds the choice; one stored before there was a choice is read as it was meant, without."""
+    system = forcefield_ml.load(write_model(tmp_path, target_atoms="all")).create_system(wet.topology)
+    text = openmm.XmlSerializer.serialize(system)
+    assert bound_models(forcefield_ml.read_system(text))[0].removes_net_force
+    made = callable_of(bound_models(system)[0].force)
+    del made.binding["remove_net_force"]
+    former = openmm.PythonForce(made)
+    former.setName(bound_models(system)[0].force.getName())
+    former.setUsesPeriodicBoundaryConditions(True)
+    assert not bound_model(former).removes_net_force
+    old = bare_system(wet)
+    old.addForce(former)
+    assert np.abs(forces_of(context_of(old, wet, "Reference")).sum(axis=0)).max() > 1
 
 
 def test_a_model_of_the_solute_alone_sees_nothing_else(wet: Molecules, tmp_path: Path) -> None:
