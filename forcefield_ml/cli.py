@@ -116,6 +116,7 @@ def simulate(
     checkpoint_every: Annotated[
         int | None, typer.Option(help="steps between checkpoints, the most a kill can cost; 100 if left out")
     ] = None,
+    trajectory: Annotated[str, typer.Option(help="dcd, or xtc: smaller, to 0.001 nm")] = "dcd",
     max_minutes: Annotated[
         float | None, typer.Option(help="stop cleanly after this time, all sessions together")
     ] = None,
@@ -131,8 +132,8 @@ def simulate(
 ) -> None:
     """Simulate a protein in water at constant temperature with a model's force.
 
-    Writes topology.cif, trajectory.dcd, log.csv, checkpoint.npz and result.json to the output folder. The same
-    command goes on with a run that was killed. Guards stop a run whose forces or temperatures are absurd.
+    Writes topology.cif, trajectory.dcd (or .xtc), log.csv, checkpoint.npz and result.json to the output folder. The
+    same command goes on with a run that was killed. Guards stop a run whose forces or temperatures are absurd.
     """
     from forcefield_ml.config import parse_config
     from forcefield_ml.simulation.run import SimulationConfig, summary
@@ -156,6 +157,7 @@ def simulate(
         "log_every": log_every,
         "frame_every": frame_every,
         "checkpoint_every": checkpoint_every,
+        "trajectory": trajectory,
         "max_minutes": max_minutes,
         "padding": padding,
         "platform": platform,

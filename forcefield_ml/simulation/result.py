@@ -11,8 +11,9 @@ from data_pipeline.systems.prepare import Prepared
 from forcefield_ml.deploy.force.openmm_force import choose_backend
 from forcefield_ml.deploy.guards.stability import Event
 from forcefield_ml.simulation.build import Simulated
-from forcefield_ml.simulation.record import TRAJECTORY, Snapshot, read_log
+from forcefield_ml.simulation.record import Snapshot, read_log
 from forcefield_ml.simulation.structure import structure_series
+from forcefield_ml.simulation.trajectory import name_of
 from forcefield_ml.versions import package_versions
 
 if TYPE_CHECKING:
@@ -62,7 +63,10 @@ def describe_run(
     training = simulated.card.get("training", {})
     half = len(log["step"]) // 2
     structure: dict[str, Any] = structure_series(
-        prepared.topology, config.output / TRAJECTORY, simulated.solute, config.frame_every * config.timestep_fs * 1e-3
+        prepared.topology,
+        config.output / name_of(config.trajectory),
+        simulated.solute,
+        config.frame_every * config.timestep_fs * 1e-3,
     )
     return {
         "format": FORMAT,

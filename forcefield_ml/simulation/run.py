@@ -1,8 +1,8 @@
 """`simulate`: a protein in water at constant temperature with a model's force, guarded, logged and resumable.
 
-The output folder holds config.json, topology.cif (atoms, bonds and box), trajectory.dcd, log.csv, checkpoint.npz
-and, at the end, result.json. A killed run goes on from its last checkpoint. With `deterministic` it then takes the
-path that it would have taken without the kill, bit for bit; otherwise one that is as likely.
+The output folder holds config.json, topology.cif (atoms, bonds and box), trajectory.dcd or .xtc, log.csv,
+checkpoint.npz and, at the end, result.json. A killed run goes on from its last checkpoint. With `deterministic` it then
+takes the path that it would have taken without the kill, bit for bit; otherwise one that is as likely.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import openmm
@@ -35,6 +35,7 @@ from forcefield_ml.simulation import build, record
 from forcefield_ml.simulation.dynamics import Dynamics, context_options, one_torch_thread
 from forcefield_ml.simulation.fire import minimise
 from forcefield_ml.simulation.result import describe_run
+from forcefield_ml.simulation.trajectory import Kind, name_of
 
 MAY_CHANGE = {"output", "steps", "max_minutes", "threads", "platform", "structure"}
 """Settings that a resumed run may have otherwise than before; structure and model are compared by content."""
@@ -73,6 +74,7 @@ class SimulationConfig(StrictConfig):
     log_every: int = Field(10, ge=1)
     frame_every: int = Field(20, ge=1)
     checkpoint_every: int = Field(100, ge=1)
+    trajectory: Kind = "dcd"
     max_minutes: float | None = Field(None, gt=0)
     max_force: float = Field(stability.MAX_FORCE, gt=0, le=stability.MAX_FORCE)
     max_temperature: float = Field(stability.MAX_TEMPERATURE, gt=0)
@@ -291,7 +293,12 @@ class _Run:
         """Return the status as result.json has it, what a guard saw, and the last good state."""
         config = self.config
         recorder = record.Recorder(
-            config.output, self.prepared.topology, config.timestep_fs * 1e-3, config.frame_every, resume
+            config.output,
+            self.prepared.topology,
+            config.timestep_fs * 1e-3,
+            config.frame_every,
+            resume,
+            config.trajectory,
         )
         last, status, event = snapshot, "finished", None
         begin, first = time.monotonic() - snapshot.seconds, snapshot.step
@@ -455,7 +462,8 @@ def _nothing_left(former: dict[str, Any], config: SimulationConfig) -> bool:
 
 
 def _forget(folder: Path) -> None:
-    for name in ("config.json", "result.json", record.TOPOLOGY, record.TRAJECTORY, record.LOG, record.CHECKPOINT):
+    trajectories = [name_of(kind) for kind in get_args(Kind)]
+    for name in ("config.json", "result.json", record.TOPOLOGY, record.LOG, record.CHECKPOINT, *trajectories):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from openmm import app
 
-from forcefield_ml.simulation.record import read_frames
+from forcefield_ml.simulation.trajectory import read_frames
 
 BACKBONE = ("N", "CA", "C", "O")
 
@@ -26,7 +26,7 @@ def structure_series(
     topology
         Of all atoms.
     trajectory
-        A DCD file.
+        Of `simulation.trajectory`.
     solute
         (N,) bool, the protein's atoms.
     interval

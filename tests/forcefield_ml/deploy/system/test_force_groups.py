@@ -9,6 +9,7 @@ import numpy as np
 import openmm
 import pytest
 from deploy_helpers import Deployed, Molecules, bare_system, context_of, forces_of, mm_system, write_model
+from energy_model import write_energy_model
 from openmm import app, unit
 
 import forcefield_ml
@@ -184,6 +185,32 @@ def test_groups_changed_afterwards(wet: Molecules, forcefield: app.ForceField, f
     integrator = mts.integrator(system, H, 8)
     system.addForce(openmm.CustomExternalForce("x"))
     forcefield_ml.check(openmm.Context(system, integrator, openmm.Platform.getPlatformByName("CPU")))
+
+
+def test_forces_are_known_by_what_they_call(wet: Molecules, forcefield: app.ForceField, folder: Path) -> None:
+    """Another name makes no shared force of the model or of what takes MM off the solute."""
+    system = mixed("solute", wet, forcefield, folder)
+    for force in system.getForces():
+        if isinstance(force, openmm.PythonForce):
+            force.setName(f"renamed {force.getName()}")
+    assert force_groups.arrange(system) == force_groups.ForceGroups((0,), (1,), ())
+    mts.integrator(system, H, 8)
+
+
+def test_a_model_with_an_energy_is_a_reference(
+    wet: Molecules, forcefield: app.ForceField, folder: Path, tmp_path: Path
+) -> None:
+    """It kicks once in n steps and is none of the models that act: nothing overlaps, and `check` lets it pass."""
+    system = forcefield_ml.load(write_model(folder, target_atoms="all")).create_system(wet.topology)
+    springs = forcefield_ml.load(write_energy_model(tmp_path, target_atoms="all"))
+    mts.add_reference(system, springs.create_system(wet.topology))
+    assert [model.has_energy for model in bound_models(system)] == [False]
+    context = openmm.Context(system, mts.integrator(system, H, 8), openmm.Platform.getPlatformByName("CPU"))
+    context.setPositions(wet.positions)
+    forcefield_ml.check(context)
+    found = context.getState(energy=True, groups=context.getIntegrator().getIntegrationForceGroups())
+    away = wet.positions - wet.positions.mean(axis=0)
+    assert found.getPotentialEnergy()._value == pytest.approx(500 * (away**2).sum(), rel=1e-5)
 
 
 def test_restraints_beside_a_reference_act_in_both(wet: Molecules, forcefield: app.ForceField, folder: Path) -> None:
