@@ -92,7 +92,7 @@ def simulate(
         typer.Option(help="model.pt, or the name of one that ships; left out, the MM force field runs alone"),
     ] = None,
     steps: Annotated[int, typer.Option(help="steps of dynamics in all")] = 2000,
-    timestep: Annotated[float, typer.Option(help="fs; without constraints 0.5 is safe, above 2 is refused")] = 0.5,
+    timestep: Annotated[float, typer.Option(help="fs; without constraints 0.5 is safe, above 2 is refused")] = 1.0,
     temperature: Annotated[float, typer.Option(help="K")] = 300.0,
     friction: Annotated[float, typer.Option(help="of the Langevin thermostat, 1/ps")] = 1.0,
     mode: Annotated[
@@ -104,7 +104,8 @@ def simulate(
     ] = "thermal",
     equilibration: Annotated[float, typer.Option(help="ps of MM warm-up")] = 1.0,
     mts: Annotated[
-        int, typer.Option(help="steps with the model's force for one kick by MM minus model; at 0.5 fs at most 8")
+        int,
+        typer.Option(help="steps by the model for one kick by MM minus model: at 0.5 fs at most 8, at 1 fs 4"),
     ] = 1,
     keep_net_force: Annotated[
         bool, typer.Option(help="mode system: do not take the mean force off every atom")

@@ -34,16 +34,19 @@ class Size:
         Training time of the two networks.
     steps
         Of the simulation, 0.5 fs each.
+    probed_atoms
+        On which lambda is measured.
     """
 
     limit: tuple[str, ...]
     paper_minutes: float
     fast_minutes: float
     steps: int
+    probed_atoms: int
 
 
-FULL = Size(limit=(), paper_minutes=1.5, fast_minutes=2.0, steps=160)
-SHORT = Size(limit=("--limit", "4"), paper_minutes=0.2, fast_minutes=0.4, steps=20)
+FULL = Size(limit=(), paper_minutes=1.5, fast_minutes=2.0, steps=160, probed_atoms=300)
+SHORT = Size(limit=("--limit", "4"), paper_minutes=0.2, fast_minutes=0.4, steps=20, probed_atoms=60)
 
 
 def steps(out: Path, size: Size) -> list[tuple[str, list[str]]]:
@@ -65,9 +68,9 @@ def steps(out: Path, size: Size) -> list[tuple[str, list[str]]]:
         options = ["--dataset", dataset, "-o", str(folder), "--max-minutes", str(minutes)]
         return [learning, "train", str(HERE / recipe), *options]
 
-    run = ["--steps", str(size.steps), "--equilibration", "0.2", "--friction", "10"]
+    run = ["--steps", str(size.steps), "--timestep", "0.5", "--equilibration", "0.2", "--friction", "10"]
     seen = ["--also", str(out / "paper.pt"), "--also", SHIPPED, "--simulation", str(out / "simulation")]
-    seen += ["--pipeline", str(thermal), "--pipeline", str(minimized)]
+    seen += ["--pipeline", str(thermal), "--pipeline", str(minimized), "--probed-atoms", str(size.probed_atoms)]
     return [
         (
             "Select, split, prepare, sample at 300 K and label",

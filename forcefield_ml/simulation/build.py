@@ -248,12 +248,12 @@ def add_model(
     if reference and mode == "correction":
         raise ConfigError(
             "multiple time stepping with MM as the reference would take back what a model in mode 'correction' adds; "
-            "leave out --mts"
+            "run it with one step at a time"
         )
-    if reference and (mode == "embedded" or (mode == "system" and deployed.needs_reciprocal)):
+    if reference and mode == "embedded":
         raise ConfigError(
-            f"multiple time stepping in mode {mode!r} {'' if mode == 'embedded' else 'with a reciprocal part '}has two "
-            "NonbondedForces with different exclusions, which OpenMM's CPU and GPU platforms refuse; leave out --mts"
+            "multiple time stepping in mode 'embedded' has two NonbondedForces with different exclusions, which "
+            "OpenMM's CPU and GPU platforms refuse; run it with one step at a time"
         )
     if not remove_net_force and mode != "system":
         raise ConfigError(f"the net force is removed in mode 'system' alone; leave that out in mode {mode!r}")
@@ -266,7 +266,7 @@ def add_model(
     else:
         system = deployed.add_to_system(system, topology, mode=mode, backend=backend, mm_platform=mm_platform)
     if mm is not None:
-        add_reference(system, mm)
+        add_reference(system, mm, mm_platform)
     warnings = []
     if mode == "solute" and not reference:  # whose kicks make up for it
         warnings.append(

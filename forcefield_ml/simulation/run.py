@@ -34,6 +34,7 @@ from forcefield_ml.progress import ProgressLine, duration
 from forcefield_ml.simulation import build, record
 from forcefield_ml.simulation.dynamics import Dynamics, context_options, one_torch_thread
 from forcefield_ml.simulation.fire import minimise
+from forcefield_ml.simulation.mts import LONGEST_OUTER
 from forcefield_ml.simulation.result import describe_run
 from forcefield_ml.simulation.trajectory import Kind, name_of
 
@@ -58,7 +59,7 @@ class SimulationConfig(StrictConfig):
     model: Path | None = None
     output: Path
     steps: int = Field(2000, ge=1)
-    timestep_fs: float = Field(0.5, gt=0)
+    timestep_fs: float = Field(1.0, gt=0)
     temperature: float = Field(300.0, gt=0)
     friction_per_ps: float = Field(1.0, gt=0)
     mode: Literal["system", "solute", "embedded", "correction"] | None = None
@@ -111,6 +112,12 @@ class SimulationConfig(StrictConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a multiple of log_every.")
         if self.mts > 1 and self.model is None:
             raise ValueError(f"mts is {self.mts}, but there is no model; MM alone runs with mts 1.")
+        if self.mts > 1 and self.mts * self.timestep_fs > LONGEST_OUTER * (1 + 1e-6):
+            raise ValueError(
+                f"mts x timestep_fs is {self.mts * self.timestep_fs:g} fs; kicks more than {LONGEST_OUTER:g} fs apart "
+                f"pump energy into bonds with hydrogen: at {self.timestep_fs:g} fs mts is at most "
+                f"{int(LONGEST_OUTER / self.timestep_fs * (1 + 1e-6))}."
+            )
         if self.deterministic and self.threads not in (None, 1):
             raise ValueError(f"threads is {self.threads}; deterministic runs have one.")
         if self.timestep_fs > steps.LONGEST_STEP:

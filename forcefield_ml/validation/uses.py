@@ -9,7 +9,7 @@
 |                       | 3 % or three block standard errors, whichever is larger                                      |
 
 A use is *fit* when everything asked was measured and is met, *not fit* when something measured is not met, and *not
-shown* otherwise: what was not measured counts for nobody.
+shown* otherwise: what was not measured counts for nobody. A run that a guard stopped speaks against its use.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from forcefield_ml.validation.dynamics.compare import ML, MTS
 SINGLE_POINT_RELATIVE = 0.6
 SOLUTE_RELATIVE, SOLUTE_LAMBDA, SOLUTE_DRIFT = 0.15, 0.03, 1.0
 SYSTEM_RELATIVE, SYSTEM_LAMBDA = 0.10, 0.01
+DRIFT_LENGTH = 1.0
+"""ps, over which the drift of a shorter run is taken to go on: no run passes by being short."""
+
 TEMPERATURE_SHARE, TEMPERATURE_ERRORS = 0.03, 3.0
 
 FIT, NOT_FIT, NOT_SHOWN = "fit", "not fit", "not shown"
@@ -103,7 +106,12 @@ def judge(
         Use("Single-point use", (_relative(metrics, SINGLE_POINT_RELATIVE), _better(metrics))),
         Use(
             "NVT of a solute",
-            (_relative(metrics, SOLUTE_RELATIVE), _lambda(asymmetry, SOLUTE_LAMBDA), _drift(dynamics)),
+            (
+                _relative(metrics, SOLUTE_RELATIVE),
+                _lambda(asymmetry, SOLUTE_LAMBDA),
+                _drift(dynamics),
+                *([] if dynamics is None or dynamics["mode"] == "system" else _stopped(dynamics)),
+            ),
         ),
         Use(
             "NVT of a whole system",
@@ -157,19 +165,31 @@ def _at_most(name: str, value: float | None, limit: float) -> tuple[str, bool]:
 
 def _drift(dynamics: Mapping[str, Any] | None) -> Criterion:
     run = dynamics["nve"].get(MTS) if dynamics else None
-    if run is None:
-        return Criterion("no run at constant energy with multiple time stepping was made", None)
+    if dynamics is None or run is None:
+        refused = dynamics["multiple_time_stepping"]["refused"] if dynamics else None
+        why = f" ({refused})" if refused else ""
+        return Criterion(f"no run at constant energy with multiple time stepping was made{why}", None)
     if run["event"] is not None:
         return Criterion(f"a guard stopped multiple time stepping: {run['event']['reason']}", False)
     value = run["drift"]["over_kinetic_std"] if run["drift"] else None
     if value is None:
         return Criterion("the run with multiple time stepping was too short for a drift", None)
+    length = run["drift"]["length"]
+    value *= max(1.0, DRIFT_LENGTH / length)
     met = value < SOLUTE_DRIFT
     return Criterion(
-        f"drift with multiple time stepping {value:.2g} of the kinetic energy's standard deviation over "
-        f"{run['drift']['length']:.3g} ps, {'below' if met else 'not below'} {SOLUTE_DRIFT:g}",
+        f"drift with multiple time stepping ({dynamics['multiple_time_stepping']['inner_steps']} x "
+        f"{dynamics['settings']['timestep_fs']:g} fs) {value:.2g} of the kinetic energy's standard deviation in "
+        f"{max(length, DRIFT_LENGTH):.3g} ps (the run had {length:.3g}), {'below' if met else 'not below'} "
+        f"{SOLUTE_DRIFT:g}",
         met,
     )
+
+
+def _stopped(dynamics: Mapping[str, Any]) -> list[Criterion]:
+    """Return what speaks against a model whose own run at constant temperature did not come to its end."""
+    event = dynamics["nvt"][ML]["event"]
+    return [Criterion(f"a guard stopped the run at constant temperature: {event['reason']}", False)] if event else []
 
 
 def _temperatures(dynamics: Mapping[str, Any] | None, target_atoms: str | None) -> list[Criterion]:
@@ -180,7 +200,7 @@ def _temperatures(dynamics: Mapping[str, Any] | None, target_atoms: str | None) 
         return [*asked, Criterion("no run of a whole system by the model was made", None)]
     run, target = dynamics["nvt"][ML], dynamics["settings"]["temperature"]
     if run["event"] is not None:
-        return [*asked, Criterion(f"a guard stopped the run at constant temperature: {run['event']['reason']}", False)]
+        return [*asked, *_stopped(dynamics)]
     wrong, unknown = [], []
     for name, found in (run["temperature"] or {}).items():
         error = found["standard_error"]

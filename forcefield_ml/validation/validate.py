@@ -162,7 +162,7 @@ def _dynamics(config: ValidationConfig, message: Message) -> dict[str, Any] | No
     values = {"steps": config.dynamics, "mode": mode, "seed": config.seed, "padding": config.padding}
     settings = parse_config(DynamicsSettings, values, source="validate --dynamics")
     contents = [path.read_bytes() for path in (config.model, config.input)]
-    key = hashlib.sha256(b"".join([*contents, settings.model_dump_json().encode()])).hexdigest()[:12]
+    key = hashlib.sha256(b"".join([*contents, settings.model_dump_json().encode(), _DYNAMICS])).hexdigest()[:12]
     kept = config.output / f"dynamics-{key}.json"
     if kept.is_file():
         return json.loads(kept.read_text(encoding="utf-8"))
@@ -194,6 +194,9 @@ def _judge(model: Path, dataset: Path, split: str, folder: Path) -> Judged:
 
 _PER_ATOM = b"2"
 """Raised when the arrays per atom change, so that those kept by a former version are made anew."""
+
+_DYNAMICS = b"2"
+"""The same for `_dynamics`."""
 
 
 def _stem(model: Path, dataset: Path, split: str, folder: Path) -> Path:

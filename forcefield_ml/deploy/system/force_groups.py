@@ -25,6 +25,7 @@ from forcefield_ml.deploy.force.openmm_force import OURS, REFERENCE
 from forcefield_ml.deploy.system.bound import bound_models, callables
 from forcefield_ml.deploy.system.mm import FORCELESS, SubtractMM, class_name
 from forcefield_ml.deploy.system.present import look
+from forcefield_ml.deploy.system.reciprocal import RECIPROCAL, put_on_solute
 from forcefield_ml.errors import ForceModeError
 
 MARK = "mts_{}_groups"
@@ -65,12 +66,13 @@ def bits(groups: Iterable[int]) -> int:
     return sum(1 << group for group in set(groups))
 
 
-def add_reference(system: openmm.System, reference: openmm.System) -> None:
+def add_reference(system: openmm.System, reference: openmm.System, mm_platform: str = "auto") -> None:
     """Add the forces of a conservative System for the outer kick; all that acts now becomes the direct force.
 
     Forces added afterwards, to a group of their own or to the default group 0, act in both: restraints, biases. A
     System with a reference runs with an integrator of `simulation.mts` alone: with any other, forces count twice, and
-    `check` refuses it.
+    `check` refuses it. The reciprocal-space sum that a model brings moves into a Context of its own, since platforms
+    other than Reference take no two NonbondedForces with different exclusions.
 
     Parameters
     ----------
@@ -78,6 +80,8 @@ def add_reference(system: openmm.System, reference: openmm.System) -> None:
         With a model. Changed in place: its forces are put into one group, those of the reference into another.
     reference
         With the same particles and no constraints: the MM system, one of openmm-ml, of a model with an energy.
+    mm_platform
+        Of that Context: ``"auto"`` takes the fastest there is.
 
     Raises
     ------
@@ -107,6 +111,12 @@ def add_reference(system: openmm.System, reference: openmm.System) -> None:
             f"the reference {f'holds {energyless[0]}, which has no energy' if energyless else 'has no forces'}; it "
             "must be conservative, such as the MM system without the model"
         )
+    for index, force in enumerate(system.getForces()):
+        if force.getName() == RECIPROCAL and isinstance(force, openmm.NonbondedForce):
+            alone = put_on_solute(copy.deepcopy(force), system, range(system.getNumParticles()), mm_platform)
+            system.removeForce(index)
+            system.addForce(alone)
+            break
     here, there = _free_groups(system, 2)
     for force in system.getForces():
         _put(force, here)

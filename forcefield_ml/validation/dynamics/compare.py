@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from data_pipeline.systems.build import DEFAULT_FORCE_FIELD
 from data_pipeline.systems.prepare import Prepared
 from forcefield_ml.config import StrictConfig
 from forcefield_ml.deploy.guards import stability
-from forcefield_ml.simulation import build
+from forcefield_ml.errors import ConfigError
+from forcefield_ml.simulation import build, mts
 from forcefield_ml.validation.dynamics.blocks import drift
 from forcefield_ml.validation.dynamics.motion import Motion, move
 from forcefield_ml.validation.dynamics.observables import (
@@ -27,10 +29,6 @@ from forcefield_ml.validation.dynamics.observables import (
 )
 
 ML, AMBER, MTS = "model", "amber14", "multiple_time_stepping"
-
-MakeMts = Callable[[openmm.System, openmm.System], openmm.Integrator]
-"""From the model's System, whose forces it may put into groups, and the reference's, to an integrator at constant
-energy."""
 
 
 class DynamicsSettings(StrictConfig):
@@ -50,6 +48,11 @@ class DynamicsSettings(StrictConfig):
     cutoff: float = Field(0.9, gt=0)
     seed: int = Field(0, ge=0, le=2**31 - 2**20)
 
+    @property
+    def inner_steps(self) -> int:
+        """Steps by the model for one kick by AMBER14 minus model: as many as multiple time stepping bears."""
+        return max(1, int(mts.LONGEST_OUTER / self.timestep_fs + 1e-6))
+
 
 def compare(
     structure: Path,
@@ -57,12 +60,12 @@ def compare(
     folder: Path,
     settings: DynamicsSettings,
     message: Callable[[str], None] = print,
-    multiple_time_stepping: MakeMts | None = None,
 ) -> dict[str, Any]:
     """Run a structure at constant temperature and at constant energy, by a model and by AMBER14.
 
     All runs begin with the same positions and velocities, warmed up with AMBER14. A run that a guard ends is judged by
-    what it did until then, and says so.
+    what it did until then, and says so. One more run at constant energy has multiple time stepping, in the mode in
+    which the model moves a solute, whatever mode the others have.
 
     Parameters
     ----------
@@ -76,13 +79,12 @@ def compare(
         How long and how.
     message
         Called with lines for the user.
-    multiple_time_stepping
-        Makes the integrator of one more run at constant energy, its inner steps by the model; None for no such run.
 
     Returns
     -------
     dict
-        ``nvt`` and ``nve`` (each run by name), ``differences``, and what was run.
+        ``nvt`` and ``nve`` (each run by name), ``differences``, ``multiple_time_stepping`` (``mode``, ``inner_steps``,
+        and why there was no such run: ``refused``), and what was run.
 
     Raises
     ------
@@ -117,10 +119,10 @@ def compare(
     for name, system in systems.items():
         integrator = openmm.VerletIntegrator(settings.timestep_fs * unit.femtosecond)
         nve[name] = runner.run(system, integrator, f"NVE by {name}")
-    if multiple_time_stepping is not None:
-        nve[MTS] = runner.run(
-            driven.system, multiple_time_stepping(driven.system, plain), "NVE by multiple time stepping"
-        )
+    multiple = _multiple_time_stepping(prepared, model, settings)
+    if multiple.system is not None:
+        integrator = mts.integrator(multiple.system, settings.timestep_fs * 1e-3, settings.inner_steps)
+        nve[MTS] = runner.run(multiple.system, integrator, "NVE by multiple time stepping")
     judged = {name: _constant_temperature(motion, prepared, driven.solute, runner) for name, motion in nvt.items()}
     return {
         "structure": structure.name,
@@ -136,7 +138,32 @@ def compare(
             **({} if MTS in nve else {MTS: None}),
         },
         "differences": _differences(judged),
+        "multiple_time_stepping": {
+            "mode": multiple.mode,
+            "inner_steps": settings.inner_steps,
+            "refused": multiple.refused,
+        },
     }
+
+
+@dataclass(frozen=True)
+class _Multiple:
+    """A System for multiple time stepping, or why there is none."""
+
+    system: openmm.System | None
+    mode: str | None
+    refused: str | None
+
+
+def _multiple_time_stepping(prepared: Prepared, model: Path, settings: DynamicsSettings) -> _Multiple:
+    base = build.mm_system(prepared, DEFAULT_FORCE_FIELD, settings.cutoff)
+    try:
+        made = build.add_model(
+            base, prepared.topology, model, None, settings.backend, settings.platform, reference=True
+        )
+    except ConfigError as error:  # the modes that know no multiple time stepping
+        return _Multiple(None, None, str(error))
+    return _Multiple(made.system, made.mode, None)
 
 
 class _Runner:

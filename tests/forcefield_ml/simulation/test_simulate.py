@@ -28,7 +28,7 @@ from forcefield_ml.simulation.run import SimulationConfig, simulate
 from forcefield_ml.simulation.structure import structure_series
 from forcefield_ml.simulation.trajectory import read_frames
 
-SHORT = {"cutoff": 0.6, "equilibration_ps": 0.05, "steps": 40, "checkpoint_every": 20, "threads": 1}
+SHORT = {"cutoff": 0.6, "timestep_fs": 0.5, "equilibration_ps": 0.05, "steps": 40, "checkpoint_every": 20, "threads": 1}
 
 
 def settings(structure: Path, output: Path, **changes: Any) -> SimulationConfig:
@@ -315,6 +315,8 @@ def test_unstable_run_stops_and_keeps_the_last_good_state(peptide_file: Path, tm
         ({"frame_every": 15}, "multiple of log_every"),
         ({"mts": 8, "model": "m.pt", "log_every": 10}, "log_every is 10; it must be a multiple of mts, 8"),
         ({"mts": 8, "steps": 32, "checkpoint_every": None}, "there is no model"),
+        ({"mts": 9, "steps": 36, "checkpoint_every": None, "model": "m.pt"}, "4.5 fs.*at 0.5 fs mts is at most 8"),
+        ({"trajectory": "trr"}, "'dcd' or 'xtc'"),
         ({"deterministic": True, "threads": 2}, "deterministic runs have one"),
         ({"tempature": 300}, "Did you mean 'temperature'"),
     ],

@@ -19,7 +19,8 @@ GOOD: dict[str, Any] = {
 STRAIGHT = {"lambda": 0.01, "standard_error": 0.001}
 DYNAMICS: dict[str, Any] = {
     "mode": "system",
-    "settings": {"temperature": 300.0},
+    "settings": {"temperature": 300.0, "timestep_fs": 0.5},
+    "multiple_time_stepping": {"mode": "solute", "inner_steps": 8, "refused": None},
     "nve": {
         "model": {"event": None, "drift": {"over_kinetic_std": 50.0, "length": 1.0}},
         "multiple_time_stepping": {"event": None, "drift": {"over_kinetic_std": 0.99, "length": 1.0}},
@@ -99,6 +100,16 @@ def test_drift_is_that_of_multiple_time_stepping(value: float) -> None:
     assert outcomes(dynamics=changed(path, value)) == [FIT, NOT_FIT, FIT]
 
 
+def test_no_run_passes_by_being_short() -> None:
+    """Of a run of 0.1 ps a tenth of what is allowed in 1 ps is asked; a longer one is judged by all that it did."""
+    short = changed("nve/multiple_time_stepping/drift/length", 0.1)
+    assert outcomes(dynamics=short)[1] == NOT_FIT
+    short["nve"]["multiple_time_stepping"]["drift"]["over_kinetic_std"] = 0.099
+    assert outcomes(dynamics=short)[1] == FIT
+    long = changed("nve/multiple_time_stepping/drift/length", 20.0)
+    assert outcomes(dynamics=long)[1] == FIT
+
+
 @pytest.mark.parametrize(
     ("mean", "error", "met"),
     [
@@ -122,7 +133,10 @@ def test_what_was_not_measured_is_not_claimed() -> None:
     assert [use.outcome for use in uses] == [FIT, NOT_SHOWN, NOT_SHOWN]
     assert "lambda was not measured" in uses[1].sentence and "multiple time stepping" in uses[1].sentence
     assert outcomes(dynamics=changed("mode", "solute"))[2] == NOT_SHOWN
-    assert outcomes(dynamics=changed("nve/multiple_time_stepping", None))[1] == NOT_SHOWN
+    none = changed("nve/multiple_time_stepping", None)
+    none["multiple_time_stepping"]["refused"] = "not in this mode"
+    assert outcomes(dynamics=none)[1] == NOT_SHOWN
+    assert "multiple time stepping was made (not in this mode)" in judge(GOOD, STRAIGHT, none)[1].sentence
     unknown = changed("nvt/model/temperature/water O/standard_error", None)
     assert outcomes(dynamics=unknown)[2] == NOT_SHOWN
 
@@ -131,5 +145,7 @@ def test_guards_and_missing_atoms_refuse() -> None:
     """A run that a guard stopped shows nothing good, and a network of the solute's atoms moves no whole system."""
     event = {"reason": "hot", "step": 3}
     assert outcomes(dynamics=changed("nve/multiple_time_stepping/event", event))[1] == NOT_FIT
-    assert outcomes(dynamics=changed("nvt/model/event", event))[2] == NOT_FIT
+    stopped = changed("nvt/model/event", event)
+    assert outcomes(dynamics=stopped) == [FIT, FIT, NOT_FIT]
+    assert outcomes(dynamics={**stopped, "mode": "solute"}) == [FIT, NOT_FIT, NOT_SHOWN]
     assert outcomes(atoms="solute") == [FIT, FIT, NOT_FIT]

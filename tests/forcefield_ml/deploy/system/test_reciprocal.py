@@ -27,7 +27,9 @@ import forcefield_ml
 from data_pipeline.labels import ewald
 from forcefield_ml.deploy.model import DeployedModel
 from forcefield_ml.deploy.model_file.card import MESH_TOLERANCE, make_card
+from forcefield_ml.deploy.system import force_groups
 from forcefield_ml.errors import BoxError, ForceModeError, ModelFileError
+from forcefield_ml.simulation import mts
 
 pytestmark = pytest.mark.filterwarnings("ignore:this model has forces but no energy")
 
@@ -60,6 +62,24 @@ def reciprocal_group(molecules: Molecules, forcefield: app.ForceField) -> np.nda
 
 def scale_of(forces: np.ndarray) -> float:
     return float(np.sqrt((forces**2).sum(1).mean()))
+
+
+def test_beside_the_reference_of_multiple_time_steps(
+    model: DeployedModel, wet: Molecules, forcefield: app.ForceField
+) -> None:
+    """MM in full beside network and reciprocal sum: each group has the forces it has alone, on the CPU platform."""
+    system = model.create_system(wet.topology)
+    alone = forces_of(context_of(system, wet, "CPU"))
+    mm = mm_system(wet, forcefield)
+    mts.add_reference(system, mm)
+    groups = mts.integrator(system)
+    context = context_of(system, wet, "CPU")
+    scale = scale_of(alone)
+    assert per_atom(forces_of(context, groups=force_groups.acting(system)), alone, scale) < PER_ATOM
+    plain = context_of(mm, wet, "CPU")
+    expected = forces_of(plain)
+    assert per_atom(forces_of(context, groups=groups.getIntegrationForceGroups()), expected, scale) < PER_ATOM
+    assert "forcefield_ml:reciprocal" in [force.getName() for force in system.getForces()]
 
 
 @pytest.mark.parametrize("platform", ["Reference", "CPU"])

@@ -20,6 +20,7 @@ from forcefield_ml.validation.dynamics.observables import (
     water_structure,
 )
 from forcefield_ml.validation.dynamics.plots import drawn
+from forcefield_ml.validation.uses import FIT, NOT_FIT, judge
 
 FRAGMENT = Path(__file__).parents[2] / "deploy" / "data" / "1aie_351_353.pdb"
 
@@ -138,16 +139,10 @@ def test_directions_are_compared_on_the_circle() -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Sixty steps of a fragment in little water by the model that ships and by AMBER14."""
-    import openmm
-
-    def halves(driven: openmm.System, reference: openmm.System) -> openmm.Integrator:
-        assert driven is not reference
-        return openmm.VerletIntegrator(0.001)  # stands for an integrator with a longer outer step
-
-    settings = DynamicsSettings(steps=60, frames=15, equilibration_ps=0.1, padding=0.3, minimise_iterations=60)
+    """Sixty-four steps of a fragment in little water by the model that ships and by AMBER14."""
+    settings = DynamicsSettings(steps=64, frames=16, equilibration_ps=0.1, padding=0.3, minimise_iterations=60)
     folder = tmp_path_factory.mktemp("dynamics")
-    return compare(FRAGMENT, pretrained.path("fast-thermal"), folder, settings, lambda line: None, halves)
+    return compare(FRAGMENT, pretrained.path("fast-thermal"), folder, settings, lambda line: None)
 
 
 def test_runs_begin_alike_and_differ_by_the_force(runs: dict[str, Any]) -> None:
@@ -155,16 +150,33 @@ def test_runs_begin_alike_and_differ_by_the_force(runs: dict[str, Any]) -> None:
     nve = runs["nve"]
     assert abs(nve["amber14"]["drift"]["over_kinetic_std"]) < 0.1
     assert nve["model"]["drift"]["over_kinetic_std"] > 3 * nve["amber14"]["drift"]["over_kinetic_std"]
-    assert nve["multiple_time_stepping"]["time"][-1] == pytest.approx(nve["model"]["time"][-1])
+    multiple = nve["multiple_time_stepping"]
+    assert multiple["time"] == pytest.approx(np.arange(9) * 0.004)
+    assert multiple["time"][-1] == pytest.approx(nve["model"]["time"][-1])
+    assert runs["multiple_time_stepping"] == {"mode": "solute", "inner_steps": 8, "refused": None}
+    assert 0 < multiple["drift"]["over_kinetic_std"] < 0.2 * nve["model"]["drift"]["over_kinetic_std"]
     assert runs["mode"] == "solute" and runs["target_atoms"] == "solute"
     for run in runs["nvt"].values():
-        assert run["event"] is None and run["frames"] == 16
+        assert run["event"] is None and run["frames"] == 17
         assert 200 < run["temperature"]["water O"]["mean"] < 420
         assert run["geometry"]["bonds"]["water O-H"]["mean"]["mean"] == pytest.approx(0.101, abs=0.005)
         assert 0.25 < run["water"]["peak_r"] < 0.31
     start = [run["geometry"]["structure"]["rg_nm"][0] for run in runs["nvt"].values()]
     assert start[0] == start[1], "one start for all"
     assert runs["differences"]["psi"] < 30
+
+
+def test_the_run_with_multiple_time_steps_is_judged(runs: dict[str, Any]) -> None:
+    """Its drift makes the criterion of NVT of a solute: a number with its length, met or not."""
+    metrics = {"tensor": 1.0, "magnitude": 1.0, "angle": 1.0, "relative": 0.1}
+    metrics["naive"] = {"tensor": 9.0, "magnitude": 9.0, "angle": 90.0}
+    use = judge(metrics, {"lambda": 0.02, "standard_error": 0.0}, runs)[1]
+    value = runs["nve"]["multiple_time_stepping"]["drift"]["over_kinetic_std"] / 0.032
+    assert use.outcome == (FIT if value < 1 else NOT_FIT)
+    assert f"(8 x 0.5 fs) {value:.2g} of" in use.criteria[2].what and "in 1 ps (the run had 0.032)" in use.sentence
+    direct = {**runs, "nve": {"multiple_time_stepping": runs["nve"]["model"]}}
+    control = judge(metrics, {"lambda": 0.02, "standard_error": 0.0}, direct)[1]
+    assert control.outcome == NOT_FIT, "control: the direct force's own drift"
 
 
 def test_runs_are_drawn(runs: dict[str, Any]) -> None:
