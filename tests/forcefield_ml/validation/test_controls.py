@@ -19,6 +19,8 @@ from forcefield_ml.config import parse_config
 from forcefield_ml.deploy.model_file import bundle
 from forcefield_ml.deploy.model_file.card import make_card
 from forcefield_ml.errors import ConfigError
+from forcefield_ml.training.evaluate import evaluate
+from forcefield_ml.validation.uses import judge
 from forcefield_ml.validation.validate import ValidationConfig, validate
 
 FRAGMENT = Path(__file__).parents[1] / "deploy" / "data" / "1aie_351_353.pdb"
@@ -35,12 +37,6 @@ def report(model: Path, data: Path, output: Path, **changes: Any) -> tuple[Path,
 def outcomes(found: dict[str, Any]) -> list[str]:
     """Return what became of the three uses."""
     return [use["outcome"] for use in found["uses"]]
-
-
-@pytest.fixture(scope="module")
-def shipped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """The page of the model that ships, on two thermal frames of a fragment of three residues in water."""
-    return report(pretrained.path("fast-thermal"), FRAGMENT, tmp_path_factory.mktemp("shipped"))
 
 
 def rebuilt(elements: list[int] | None, trained: bool, path: Path) -> Path:
@@ -71,8 +67,8 @@ def test_shipped_model_is_fit_for_single_points(shipped: tuple[Path, dict[str, A
 
 def test_rebuilt_model_is_the_shipped_one(shipped: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     """With the same elements and weights nothing changes: what the next test changes is what matters."""
-    again = report(rebuilt(None, True, tmp_path / "same.pt"), shipped[0].parent / "input.h5", tmp_path, probes=0)[1]
-    assert again["metrics"]["tensor"] == pytest.approx(shipped[1]["metrics"]["tensor"], rel=1e-4)
+    again = evaluate(rebuilt(None, True, tmp_path / "same.pt"), shipped[0].parent / "input.h5", "test", quiet=True)
+    assert again["tensor"] == pytest.approx(shipped[1]["metrics"]["tensor"], rel=1e-4)
 
 
 @pytest.mark.parametrize("control", ["random weights", "swapped elements"])
@@ -81,9 +77,9 @@ def test_bad_models_fail_all_three(control: str, shipped: tuple[Path, dict[str, 
     card = bundle.read(pretrained.path("fast-thermal"))[0]
     first, second, *rest = card["model_config"]["elements"]
     model = rebuilt([second, first, *rest], control == "swapped elements", tmp_path / "bad.pt")
-    found = report(model, shipped[0].parent / "input.h5", tmp_path, probes=0)[1]
-    assert outcomes(found) == ["not fit"] * 3
-    assert all("relative error" in use["sentence"] for use in found["uses"])
+    uses = judge(evaluate(model, shipped[0].parent / "input.h5", "test", quiet=True))
+    assert [use.outcome for use in uses] == ["not fit"] * 3
+    assert all("relative error" in use.sentence for use in uses)
 
 
 def test_classes_and_worst_atoms_add_up(shipped: tuple[Path, dict[str, Any]]) -> None:
@@ -158,7 +154,7 @@ def trajectory(shipped: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.Te
     return found
 
 
-@pytest.mark.parametrize("ending", ["dcd", "xtc"])
+@pytest.mark.parametrize("ending", [pytest.param("dcd", marks=pytest.mark.slow), "xtc"])
 def test_trajectory_is_labelled_and_judged(
     ending: str, shipped: tuple[Path, dict[str, Any]], trajectory: dict[str, Path], tmp_path: Path
 ) -> None:

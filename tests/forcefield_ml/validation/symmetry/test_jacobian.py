@@ -111,7 +111,7 @@ def test_too_few_probes_are_refused() -> None:
         asymmetry(lambda x: 0.0 * x, torch.ones(2, 3, dtype=torch.float64))
 
 
-@pytest.fixture(scope="module", params=["fast", "tfn1"])
+@pytest.fixture(scope="module", params=["fast", pytest.param("tfn1", marks=pytest.mark.slow)])
 def probed(request: pytest.FixtureRequest, dataset_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Probed:
     """The forces of a network with random weights, exported, on a few of the target atoms of a frame."""
     torch.manual_seed(3)
