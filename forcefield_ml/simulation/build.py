@@ -22,6 +22,7 @@ from data_pipeline.systems.prepare import Prepared, prepare, read_prepared, writ
 from data_pipeline.systems.residues import is_water
 from forcefield_ml.deploy.system.bound import bound_models
 from forcefield_ml.deploy.system.force_groups import add_reference
+from forcefield_ml.deploy.system.modes import check_mode
 from forcefield_ml.errors import ConfigError, TopologyError
 
 MODE_OF = {
@@ -197,6 +198,38 @@ def mm_system(prepared: Prepared, force_field: tuple[str, ...], cutoff: float) -
     return system
 
 
+def mode_for(card: dict[str, Any], mode: str | None, *, reference: bool = False, remove_net_force: bool = True) -> str:
+    """Return the mode in which a model acts; refuse what has no meaning there, before any work.
+
+    Parameters
+    ----------
+    card
+        Of the model.
+    mode, reference, remove_net_force
+        As for `add_model`.
+
+    Raises
+    ------
+    ConfigError, ForceModeError
+        If the card does not allow the mode, or the mode not what is asked for.
+    """
+    mode = mode or MODE_OF.get(card["predicts"], "solute")
+    check_mode(card, mode)
+    if reference and mode == "correction":
+        raise ConfigError(
+            "multiple time stepping with MM as the reference would take back what a model in mode 'correction' adds; "
+            "run it with one step at a time"
+        )
+    if reference and mode == "embedded":
+        raise ConfigError(
+            "multiple time stepping in mode 'embedded' has two NonbondedForces with different exclusions, which "
+            "OpenMM's CPU and GPU platforms refuse; run it with one step at a time"
+        )
+    if not remove_net_force and mode != "system":
+        raise ConfigError(f"the net force is removed in mode 'system' alone; leave that out in mode {mode!r}")
+    return mode
+
+
 def add_model(
     system: openmm.System,
     topology: app.Topology,
@@ -244,19 +277,7 @@ def add_model(
 
     deployed = forcefield_ml.load(model)
     card = deployed.card
-    mode = mode or MODE_OF.get(card["predicts"], "solute")
-    if reference and mode == "correction":
-        raise ConfigError(
-            "multiple time stepping with MM as the reference would take back what a model in mode 'correction' adds; "
-            "run it with one step at a time"
-        )
-    if reference and mode == "embedded":
-        raise ConfigError(
-            "multiple time stepping in mode 'embedded' has two NonbondedForces with different exclusions, which "
-            "OpenMM's CPU and GPU platforms refuse; run it with one step at a time"
-        )
-    if not remove_net_force and mode != "system":
-        raise ConfigError(f"the net force is removed in mode 'system' alone; leave that out in mode {mode!r}")
+    mode = mode_for(card, mode, reference=reference, remove_net_force=remove_net_force)
     mm = copy.deepcopy(system) if reference and mode == "system" else None
     if mode == "system":
         charges = system if deployed.needs_reciprocal else None

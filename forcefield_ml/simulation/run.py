@@ -28,6 +28,7 @@ from data_pipeline.systems.prepare import Prepared, read_prepared
 from forcefield_ml import pretrained
 from forcefield_ml.config import StrictConfig
 from forcefield_ml.deploy.guards import stability, steps
+from forcefield_ml.deploy.model_file.bundle import read_card
 from forcefield_ml.errors import ConfigError, UnstableError
 from forcefield_ml.files import write_whole
 from forcefield_ml.progress import ProgressLine, duration
@@ -172,6 +173,9 @@ def simulate(config: SimulationConfig, restart: bool = False, message: Message =
         message(f"{folder} holds the finished run ({former['steps']} steps); --restart runs it again")
         return former
     warnings = _timestep_warnings(config, message)
+    if config.model is not None:
+        card, multiple = read_card(config.model), config.mts > 1
+        build.mode_for(card, config.mode, reference=multiple, remove_net_force=config.remove_net_force)
 
     topology_file = folder / record.TOPOLOGY
     # without config.json nobody knows which structure the topology came from: a run killed while preparing

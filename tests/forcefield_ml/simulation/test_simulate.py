@@ -271,10 +271,11 @@ def test_multiple_time_steps(mode: str, peptide_file: Path, model_file: Path, tm
 def test_modes_without_multiple_time_steps(
     predicts: str, told: str, peptide_file: Path, model_file: Path, tmp_path: Path
 ) -> None:
-    """Where MM is no reference, or cannot stand beside the model, that is told before the first step."""
+    """Where MM is no reference, or cannot stand beside the model, that is told before any work, and nothing is left."""
     config = settings(peptide_file, tmp_path, model=with_card(model_file, tmp_path, predicts=predicts), mts=5)
     with pytest.raises(ConfigError, match=told):
         simulate(config, message=quiet)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
 
 
 def _last_step(folder: Path) -> int:
