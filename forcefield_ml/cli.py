@@ -107,6 +107,9 @@ def simulate(
         int,
         typer.Option(help="steps by the model for one kick by MM minus model: at 0.5 fs at most 8, at 1 fs 4"),
     ] = 1,
+    reference: Annotated[
+        Path | None, typer.Option(help="mode system: model.pt with an energy that kicks with --mts in place of MM")
+    ] = None,
     keep_net_force: Annotated[
         bool, typer.Option(help="mode system: do not take the mean force off every atom")
     ] = False,
@@ -151,6 +154,7 @@ def simulate(
         "mode": mode,
         "backend": backend,
         "mts": mts,
+        "reference": reference,
         "remove_net_force": not keep_net_force,
         "deterministic": deterministic,
         "start": start,
@@ -226,6 +230,7 @@ def explore(
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="best.pt or last.pt of a training run")],
     output: Annotated[Path, typer.Option("--output", "-o", help="the file to write")] = Path("model.pt"),
+    head: Annotated[str | None, typer.Option(help="vector or energy, of a checkpoint that holds both")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the model's card as JSON")] = False,
 ) -> None:
     """Make model.pt, the file that OpenMM loads, of a checkpoint.
@@ -235,13 +240,14 @@ def export(
     """
     from forcefield_ml.deploy.model_file import bundle
 
-    written = bundle.export(checkpoint, output)
+    written = bundle.export(checkpoint, output, head)
     card = bundle.read_card(written)
     if as_json:
         typer.echo(json.dumps(card, indent=1, ensure_ascii=False))
     else:
         typer.echo(
             f"{written}: {card['architecture']}, predicts {card['predicts']} forces of {card['target_atoms']} atoms"
+            + (" as the gradient of an energy" if card["energy"] else "")
         )
 
 

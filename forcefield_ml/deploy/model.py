@@ -19,7 +19,7 @@ from forcefield_ml.deploy.force import openmm_force
 from forcefield_ml.deploy.force.binding import Binding, bind, bind_atoms, solute_atoms
 from forcefield_ml.deploy.force.device import check_precision, choose_device
 from forcefield_ml.deploy.force.indices import read_indices
-from forcefield_ml.deploy.force.openmm_force import BackendChoice, choose_backend
+from forcefield_ml.deploy.force.openmm_force import WITH_ENERGY, BackendChoice, choose_backend
 from forcefield_ml.deploy.guards.coordinates import check_unit, read_positions
 from forcefield_ml.deploy.guards.order import check_order
 from forcefield_ml.deploy.model_file import bundle
@@ -110,7 +110,11 @@ class DeployedModel:
 
     @property
     def has_energy(self) -> bool:
-        """Whether the forces are the gradient of an energy, so that minimisers and barostats have a meaning."""
+        """Whether the forces are the gradient of an energy.
+
+        So that minimisers, barostats and runs at constant energy have a meaning, as long as the forces act on every
+        atom the model sees: never in mode `solute`, nor where a correction acts on some atoms alone.
+        """
         return bool(self.card["energy"])
 
     def evaluator(
@@ -309,9 +313,9 @@ class DeployedModel:
         `conserves` tells whether what else acts has an energy; without one the box must not change even if the model
         has an energy of its own.
         """
-        has_energy = self.has_energy and conserves
         binding = bind(self.card, topology, atoms, self._sees_targets_only, allow_residues)
         binding = replace(binding, remove_net_force=remove_net_force)
+        has_energy = self.has_energy and conserves and binding.is_whole
         if self.card["neighbours"]["kind"] == "nearest":
             warnings.warn(NEAREST_WARNING, stacklevel=3)
         choice = choose_backend(backend)
@@ -440,9 +444,10 @@ class DeployedModel:
             remove_net_force = mode == "system" and not self.has_energy
         conserves = mode != "solute"  # nothing there is the gradient of an energy: MM is taken off some atoms alone
         force, binding = self.bound_force(topology, atoms, backend, allow_residues, conserves, remove_net_force)
+        has_energy = force.getName() == WITH_ENERGY
         check_order(system, topology)
         refuse_overlap(system, binding, mode)
-        check_system(system, binding.box, binding.targets, mode, self.has_energy and conserves)
+        check_system(system, binding.box, binding.targets, mode, has_energy)
         if charges is None and self.needs_reciprocal and mode != "system":
             charges = system
         reciprocal = self.create_reciprocal_force(topology, charges)
@@ -452,7 +457,7 @@ class DeployedModel:
             system = remove_internal_terms(system, binding.targets)
         if mode == "solute":
             system.addForce(make_subtract_mm(system, binding.targets, mm_platform))
-        if not (self.has_energy and conserves):
+        if not has_energy:
             hold_centre(system)
         if reciprocal is not None and mode == "solute":
             system.addForce(put_on_solute(reciprocal, system, binding.targets, mm_platform))

@@ -1,6 +1,6 @@
 """Compiled kernels for the CPU: C source made for a model's shapes, compiled at first use, kept in a cache."""
 
-from forcefield_ml.kernels.choice import plain_form, serves
+from forcefield_ml.kernels.choice import plain_form, serves, slopes, trains
 from forcefield_ml.kernels.compiler import KernelError
 from forcefield_ml.kernels.convolution import (
     MAX_PLACES,
@@ -19,6 +19,8 @@ __all__ = [
     "KernelError",
     "plain_form",
     "serves",
+    "slopes",
     "table_distances",
     "table_first",
+    "trains",
 ]

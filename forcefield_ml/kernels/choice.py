@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 _switch: ContextVar[bool] = ContextVar("compiled_kernels", default=True)
 
+_slopes: ContextVar[bool | None] = ContextVar("slopes", default=None)
+
 _failures: list[KernelError] = []
 """The first ends the use of kernels in this process: what failed once would cost its time, and a warning, again."""
 
@@ -31,10 +33,35 @@ def plain_form() -> Iterator[None]:
         _switch.reset(token)
 
 
+@contextlib.contextmanager
+def slopes(recorded: bool) -> Iterator[None]:
+    """Within this context kernels serve, too, where vectors want a gradient: that of an energy, as forces are.
+
+    They give gradients by vectors and features once; where these are recorded, also what training on them needs, but
+    no second derivative by the vectors.
+
+    Parameters
+    ----------
+    recorded
+        Whether what is found is to be trained on. If not, parameters count as constants.
+    """
+    token = _slopes.set(recorded)
+    try:
+        yield
+    finally:
+        _slopes.reset(token)
+
+
+def trains() -> bool:
+    """Tell whether gradients by parameters are wanted of what is computed now."""
+    return torch.is_grad_enabled() and _slopes.get() is not False
+
+
 def serves(vectors: Tensor, *needed: Callable[[], object]) -> bool:
     """Return whether compiled kernels are made for these vectors between atoms: float32, on the CPU, no gradient.
 
-    A gradient in the positions is left to the plain form, and so is all that torch transforms or records.
+    A gradient in the positions is left to the plain form but within `slopes`, and so is all that torch transforms or
+    records.
 
     Parameters
     ----------
@@ -48,7 +75,7 @@ def serves(vectors: Tensor, *needed: Callable[[], object]) -> bool:
         _switch.get()
         and vectors.device.type == "cpu"
         and vectors.dtype == torch.float32
-        and not vectors.requires_grad
+        and (not vectors.requires_grad or _slopes.get() is not None)
         and type(vectors) is Tensor
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()

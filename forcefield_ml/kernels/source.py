@@ -63,20 +63,22 @@ def weight_order(n_paths: int, n_channels: int) -> list[int]:
 
 
 @dataclass
-class _Factors:
-    """The factors Z = sum_m C Y_m of the paths, each linear form once; what depends on no direction is a number."""
+class Factors:
+    """The factors Z = sum_m C Y_m of the paths, each linear form once."""
 
     forms: dict[tuple[tuple[int, float], ...], int] = field(default_factory=dict)
 
+    def place(self, coefficients: NDArray[np.float64], f: int) -> int | None:
+        """Return the number of a factor, None for zero."""
+        key = tuple((f * f + m, round(float(c), 9)) for m, c in enumerate(coefficients) if abs(c) > TINY)
+        return self.forms.setdefault(key, len(self.forms)) if key else None
+
     def name(self, coefficients: NDArray[np.float64], f: int) -> str:
-        """Return C for a factor, nothing for zero."""
-        terms = [(f * f + m, float(c)) for m, c in enumerate(coefficients) if abs(c) > TINY]
-        if not terms:
-            return ""
-        if f == 0:
-            return number(terms[0][1])
-        key = tuple((m, round(c, 9)) for m, c in terms)
-        return f"z[{self.forms.setdefault(key, len(self.forms))}][k]"
+        """Return C for a factor, nothing for zero; what depends on no direction is a number."""
+        if f == 0 and abs(coefficients[0]) > TINY:
+            return number(float(coefficients[0]))
+        place = self.place(coefficients, f)
+        return "" if place is None else f"z[{place}][k]"
 
 
 def number(value: float) -> str:
@@ -84,62 +86,64 @@ def number(value: float) -> str:
     return f"{value:.9e}f"
 
 
-def _times(factor: str, value: str) -> str:
+def times(factor: str, value: str) -> str:
+    """Return a product in C."""
     return value if factor == number(1.0) else f"{factor} * {value}"
 
 
-def _sum(terms: Sequence[str]) -> str:
+def total(terms: Sequence[str]) -> str:
+    """Return a sum in C."""
     return " + ".join(terms)
 
 
-def _path_factors(path: Path, factors: _Factors) -> list[list[str]]:
+def _path_factors(path: Path, factors: Factors) -> list[list[str]]:
     """Return Z[m'][m''] of a path as C."""
     f, i, o = path.orders
     return [[factors.name(path.couplings[:, a, b], f) for b in range(2 * o + 1)] for a in range(2 * i + 1)]
 
 
-def _forward_lines(paths: Sequence[Path], factors: _Factors, has_features: bool) -> list[str]:
+def _forward_lines(paths: Sequence[Path], factors: Factors, has_features: bool) -> list[str]:
     """Return the statements of one pair and one block of channels: out += R (Z (x) x)."""
     lines: list[str] = []
     for p, path in enumerate(paths):
         _, i, o = path.orders
         z = _path_factors(path, factors)
         if not has_features:
-            lines.extend(f"out{o * o + b} += {_times(z[0][b], f'w{p}')};" for b in range(2 * o + 1) if z[0][b])
+            lines.extend(f"out{o * o + b} += {times(z[0][b], f'w{p}')};" for b in range(2 * o + 1) if z[0][b])
         elif o < i:
             for b in range(2 * o + 1):
-                terms = [_times(z[a][b], f"x{i * i + a}") for a in range(2 * i + 1) if z[a][b]]
-                lines.append(f"out{o * o + b} += w{p} * ({_sum(terms)});")
+                terms = [times(z[a][b], f"x{i * i + a}") for a in range(2 * i + 1) if z[a][b]]
+                lines.append(f"out{o * o + b} += w{p} * ({total(terms)});")
         else:
             lines.append("{")
             lines.extend(f"const V t{a} = w{p} * x{i * i + a};" for a in range(2 * i + 1))
             for b in range(2 * o + 1):
-                lines.extend(f"out{o * o + b} += {_times(z[a][b], f't{a}')};" for a in range(2 * i + 1) if z[a][b])
+                lines.extend(f"out{o * o + b} += {times(z[a][b], f't{a}')};" for a in range(2 * i + 1) if z[a][b])
             lines.append("}")
     return lines
 
 
-def _backward_lines(paths: Sequence[Path], factors: _Factors, has_features: bool) -> list[str]:
+def _backward_lines(paths: Sequence[Path], factors: Factors, has_features: bool) -> list[str]:
     """Return the statements of one pair and one block: dw_p, and dx += R (Z^T g)."""
     lines: list[str] = []
     for p, path in enumerate(paths):
         _, i, o = path.orders
         z = _path_factors(path, factors)
         if not has_features:
-            terms = [_times(z[0][b], f"g{o * o + b}") for b in range(2 * o + 1) if z[0][b]]
-            lines.append(f"const V dw{p} = {_sum(terms)};")
+            terms = [times(z[0][b], f"g{o * o + b}") for b in range(2 * o + 1) if z[0][b]]
+            lines.append(f"const V dw{p} = {total(terms)};")
         elif o < i:
             lines.append(f"V dw{p} = ZERO; {{")
             for b in range(2 * o + 1):
-                inner = [_times(z[a][b], f"x{i * i + a}") for a in range(2 * i + 1) if z[a][b]]
-                lines.append(f"dw{p} += g{o * o + b} * ({_sum(inner)}); const V t{b} = w{p} * g{o * o + b};")
-                lines.extend(f"dx{i * i + a} += {_times(z[a][b], f't{b}')};" for a in range(2 * i + 1) if z[a][b])
+                inner = [times(z[a][b], f"x{i * i + a}") for a in range(2 * i + 1) if z[a][b]]
+                lines.append(f"dw{p} += g{o * o + b} * ({total(inner)}); const V t{b} = w{p} * g{o * o + b};")
+                lines.extend(f"dx{i * i + a} += {times(z[a][b], f't{b}')};" for a in range(2 * i + 1) if z[a][b])
             lines.append("}")
         else:
             lines.append(f"V dw{p} = ZERO; {{")
             for a in range(2 * i + 1):
-                inner = [_times(z[a][b], f"g{o * o + b}") for b in range(2 * o + 1) if z[a][b]]
-                lines.append(f"const V t{a} = {_sum(inner)};")
+                inner = [times(z[a][b], f"g{o * o + b}") for b in range(2 * o + 1) if z[a][b]]
+                lines.append(f"const V t{a} = {total(inner)};")
                 lines.append(f"dw{p} += x{i * i + a} * t{a}; dx{i * i + a} += w{p} * t{a};")
             lines.append("}")
     return lines
@@ -164,6 +168,7 @@ enum {{ N_FACTORS = {n_factors}, WIDTH = {width} }};
 typedef struct {{
     int32_t neighbour[WIDTH], cell[WIDTH];
     float node[4][WIDTH], z[N_FACTORS + 1][WIDTH];
+    {fields}
 }} Row;
 
 static inline __attribute__((always_inline)) int read_row(
@@ -180,6 +185,7 @@ static inline __attribute__((always_inline)) int read_row(
         largest = index > largest ? index : largest;
         row->neighbour[count] = (int32_t)indices[k];
         x[count] = a; y[count] = b; zed[count] = c;
+        {keep_place}
         count += mask[k] != 0;
     }}
     if (count && largest >= (uint64_t)n_in) {{ /* read nothing that is not there; below 0 is large, too */
@@ -204,6 +210,7 @@ static inline __attribute__((always_inline)) int read_row(
         const float n0 = x[k] * inverse, n1 = y[k] * inverse, n2 = zed[k] * inverse;
 {harmonics}
 {factors}
+        {keep_geometry}
     }}
     if (kinds)
         for (int k = 0; k < count; k++) row->cell[k] += kinds[row->neighbour[k]] * n_nodes;
@@ -212,6 +219,7 @@ static inline __attribute__((always_inline)) int read_row(
 """
 
 HARMONICS = {
+    0: "const float y0 = 1.0f;",
     1: "const float y1 = 1.7320508f * n0, y2 = 1.7320508f * n1, y3 = 1.7320508f * n2;",
     2: (
         "const float y4 = 3.8729833f * n0 * n2, y5 = 3.8729833f * n0 * n1;\n"
@@ -219,7 +227,7 @@ HARMONICS = {
         "        const float y7 = 3.8729833f * n1 * n2, y8 = 1.9364917f * (n2 * n2 - n0 * n0);"
     ),
 }
-"""As `nn.spherical.spherical_harmonics`; orders above 0."""
+"""As `nn.spherical.spherical_harmonics`."""
 
 FORWARD = """\
 static inline __attribute__((always_inline)) void forward_{lanes}(
@@ -309,6 +317,39 @@ void backward(
 """
 
 
+def head(
+    factors: Factors, filter_order: int, width: int, fields: str = "", keep_place: str = "", keep_geometry: str = ""
+) -> str:
+    """Return what every kernel begins with: types, and how a row is read.
+
+    Parameters
+    ----------
+    factors
+        All that the kernel uses.
+    filter_order
+        Largest order of the harmonics.
+    width
+        Neighbours that a row can hold.
+    fields, keep_place, keep_geometry
+        What a kernel keeps of a row besides: more fields, and how they are set, neighbour by neighbour.
+    """
+    with_constant = any(m == 0 for form in factors.forms for m, _ in form)
+    return HEAD.format(
+        n_factors=len(factors.forms),
+        width=width,
+        harmonics="\n".join(
+            "        " + HARMONICS[order] for order in range(filter_order + 1) if order or with_constant
+        ),
+        factors="\n".join(
+            f"        row->z[{place}][k] = {total([times(number(c), f'y{m}') for m, c in form])};"
+            for form, place in factors.forms.items()
+        ),
+        fields=fields,
+        keep_place=keep_place,
+        keep_geometry=keep_geometry,
+    )
+
+
 def convolution_source(
     paths: Sequence[Path], n_channels: int, filter_order: int, in_order: int, out_order: int, width: int, kinds: bool
 ) -> str:
@@ -331,22 +372,12 @@ def convolution_source(
     kinds
         True if each atom has a table of its kind and no features (all are 1); `in_order` is then 0.
     """
-    factors = _Factors()
+    factors = Factors()
     forward = _forward_lines(paths, factors, not kinds)
     backward = _backward_lines(paths, factors, not kinds)
     n_in, n_out = (in_order + 1) ** 2, (out_order + 1) ** 2
     row_size = len(paths) * n_channels
-    pieces = [
-        HEAD.format(
-            n_factors=len(factors.forms),
-            width=width,
-            harmonics="\n".join("        " + HARMONICS[order] for order in range(1, filter_order + 1)),
-            factors="\n".join(
-                f"        row->z[{place}][k] = {_sum([_times(number(c), f'y{m}') for m, c in form])};"
-                for form, place in factors.forms.items()
-            ),
-        )
-    ]
+    pieces = [head(factors, filter_order, width)]
     call_forward, call_backward = [], []
     for start, lanes in channel_blocks(n_channels):
         column = start * len(paths)

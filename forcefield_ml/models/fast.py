@@ -9,11 +9,12 @@ import math
 from typing import List, Literal, Tuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from forcefield_ml.graph.neighbour_matrix import NeighbourMatrix
 from forcefield_ml.graph.search import LIQUID_DENSITY
+from forcefield_ml.models.heads import HeadConfig
 from forcefield_ml.models.interface import Atoms, Capabilities, Features
 from forcefield_ml.nn.convolution import DenseConvolution, ElementConvolution, kernels_of
 from forcefield_ml.nn.embedding import ElementOneHot
@@ -22,10 +23,8 @@ from forcefield_ml.nn.normalisation import EquivariantNorm
 from forcefield_ml.nn.pairs import PairGeometry, Pairs, chunks, rows
 
 
-class FastConfig(BaseModel):
+class FastConfig(HeadConfig):
     """Settings of the scalar-and-vector network."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     architecture: Literal["fast"] = "fast"
     cutoff: float = Field(0.45, gt=0, description="nm; the graph's smooth edge")

@@ -1,11 +1,27 @@
 """From the backbone's features to a prediction. Shared by all architectures."""
 
-from typing import Any, Dict
+from typing import Any, Dict, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from forcefield_ml.models.interface import Features, Prediction
+
+BOND = 0.1
+"""nm. Energies change by about a force times that."""
+
+
+class HeadConfig(BaseModel):
+    """What every architecture's settings begin with."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    head: Literal["vector", "energy", "both"] = Field(
+        "vector",
+        description="vector: forces directly; energy: forces as minus the gradient of an energy, for an architecture "
+        "that is smooth; both: one of each on one backbone, trained together and exported apart",
+    )
 
 
 class VectorHead(nn.Module):
@@ -48,4 +64,27 @@ class MagnitudeHead(nn.Module):
         return Prediction(None, magnitude, None)
 
 
-HEADS: Dict[str, Any] = {head.predicts: head for head in (VectorHead, MagnitudeHead)}
+class EnergyHead(nn.Module):
+    """An energy of each atom, of which the model's forces are minus the gradient.
+
+    E = s b sum_i sum_c w_c silu(sum_c' W_cc' s_i,c' + b_c), with b the length of a `BOND`. A constant would have no
+    gradient, so there is none: energies of different molecules cannot be compared.
+    """
+
+    predicts = "energy"
+    scale: Tensor
+
+    def __init__(self, n_scalars: int, n_vectors: int):
+        super().__init__()
+        self.length = BOND
+        self.hidden = nn.Linear(n_scalars, n_scalars)
+        self.weights = nn.Parameter(torch.randn(n_scalars) * n_scalars**-0.5)
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, features: Features) -> Prediction:
+        """Return the energy () of all atoms given, float64, in kJ/mol; no forces yet."""
+        each = torch.matmul(nn.functional.silu(self.hidden(features.scalars)), self.weights)
+        return Prediction(None, None, (each * (self.length * self.scale)).to(torch.float64).sum())
+
+
+HEADS: Dict[str, Any] = {head.predicts: head for head in (VectorHead, MagnitudeHead, EnergyHead)}

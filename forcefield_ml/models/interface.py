@@ -4,6 +4,9 @@ A model is a backbone, which yields scalars and vectors on atoms, and a head, wh
 Both run on a dense `NeighbourMatrix`. ``layer_sizes`` lets a caller that wants the forces on some atoms only
 leave out what those forces do not depend on: atoms are ordered so that layer l's output is needed for the first
 ``layer_sizes[l]`` atoms alone (`graph.shells` makes that order). For a whole system every entry is N.
+
+A force that is the gradient of an energy depends on atoms twice as far: the energies of all atoms within L layers of
+an atom feel it move, and each sees L layers further. Its model has 2 L entries; the backbone runs on the first L.
 """
 
 from dataclasses import dataclass
@@ -21,7 +24,8 @@ class Capabilities:
     neighbours
         ``"nearest"`` or ``"cutoff"``.
     n_layers
-        Message passing layers: the length of ``layer_sizes``.
+        Hops over neighbours that a prediction depends on, which is the length of ``layer_sizes``: the message passing
+        layers, of a model with an energy twice as many.
     n_neighbours
         K of a nearest graph, else 0.
     cutoff

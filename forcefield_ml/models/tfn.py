@@ -7,10 +7,11 @@ paper leaves open, and what was decided, stands in docs/decisions/0002-paper-net
 from typing import List, Literal, Tuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from forcefield_ml.graph.neighbour_matrix import NeighbourMatrix
+from forcefield_ml.models.heads import HeadConfig
 from forcefield_ml.models.interface import Atoms, Capabilities, Features
 from forcefield_ml.nn.convolution import DenseConvolution, kernels_of
 from forcefield_ml.nn.embedding import ElementOneHot
@@ -20,10 +21,8 @@ from forcefield_ml.nn.normalisation import EquivariantNorm
 from forcefield_ml.nn.pairs import PairGeometry, Pairs, chunks, rows
 
 
-class TensorFieldConfig(BaseModel):
+class TensorFieldConfig(HeadConfig):
     """Settings of the paper's network."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     architecture: Literal["tfn"] = "tfn"
     order: Literal[0, 1, 2] = Field(2, description="largest tensor order inside; 0 predicts magnitudes only")

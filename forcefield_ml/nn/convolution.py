@@ -33,12 +33,13 @@ class RadialTable:
         Parameters are compared by their values: identity and version of a tensor do not tell of all changes.
         """
         with torch.autocast("cpu", enabled=False):
-            if torch.is_grad_enabled():
+            if kernels.trains():
                 return make()
             parameters = list(module.parameters())
             if self._table is None or not all(map(_same, parameters, self._made_of)):
-                self._made_of = [parameter.clone() for parameter in parameters]
-                self._table = make()
+                with torch.no_grad():
+                    self._made_of = [parameter.clone() for parameter in parameters]
+                    self._table = make()
             return self._table
 
     def __reduce__(self) -> Tuple[Any, ...]:

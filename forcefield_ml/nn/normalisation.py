@@ -25,6 +25,13 @@ class EquivariantNorm(nn.Module):
     momentum
         Share of a new batch in the running statistics.
 
+    Attributes
+    ----------
+    constant : bool
+        Whether the statistics of a batch count as constants in every derivative. They must where the output is
+        differentiated by positions: an atom's force would otherwise be that of moving the statistics, too, which
+        afterwards stand still.
+
     References
     ----------
     Ioffe and Szegedy, arXiv:1502.03167; for order l > 0 as in e3nn.nn.BatchNorm.
@@ -40,6 +47,7 @@ class EquivariantNorm(nn.Module):
         self.order = order
         self.momentum = momentum
         self.epsilon = 1e-6
+        self.constant = False
         self.register_buffer("mean", torch.zeros(n_channels))
         self.register_buffer("variance", torch.ones(order + 1, n_channels))
         self.register_buffer("n_batches", torch.zeros((), dtype=torch.int64))
@@ -57,6 +65,8 @@ class EquivariantNorm(nn.Module):
             for order in range(1, self.order + 1):
                 spread.append(parts[order].square().mean(1))
             variance = mean_over_atoms(torch.stack(spread, dim=1))
+            if self.constant:
+                mean, variance = mean.detach(), variance.detach()
             # the first batch sets the statistics, later ones are averaged in
             share = self.momentum if int(self.n_batches) > 0 else 1.0
             with torch.no_grad():

@@ -170,6 +170,8 @@ class PairGeometry(nn.Module):
     def _compiled_serve(self, neighbours: NeighbourMatrix) -> bool:
         places = neighbours.indices.shape[1]
         loads = [partial(kernel.library, places) for kernel in self._needed]
+        if neighbours.vectors.requires_grad:
+            loads.extend(partial(kernel.slope_library, places) for kernel in self._needed)
         return places <= kernels.MAX_PLACES and kernels.serves(neighbours.vectors, *loads)
 
     def _interpolation(self, squared: Tensor, mask: Tensor) -> Tuple[Tensor, Tensor]:

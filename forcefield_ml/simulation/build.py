@@ -20,10 +20,11 @@ from data_pipeline.errors import EntryError, PipelineError
 from data_pipeline.systems.build import build_system, protein_mask
 from data_pipeline.systems.prepare import Prepared, prepare, read_prepared, write_prepared
 from data_pipeline.systems.residues import is_water
+from forcefield_ml.deploy.model_file.bundle import read_card
 from forcefield_ml.deploy.system.bound import bound_models
 from forcefield_ml.deploy.system.force_groups import add_reference
 from forcefield_ml.deploy.system.modes import check_mode
-from forcefield_ml.errors import ConfigError, TopologyError
+from forcefield_ml.errors import ConfigError, ForceModeError, TopologyError
 
 MODE_OF = {
     "total": "solute",
@@ -198,7 +199,9 @@ def mm_system(prepared: Prepared, force_field: tuple[str, ...], cutoff: float) -
     return system
 
 
-def mode_for(card: dict[str, Any], mode: str | None, *, reference: bool = False, remove_net_force: bool = True) -> str:
+def mode_for(
+    card: dict[str, Any], mode: str | None, *, reference: Path | bool = False, remove_net_force: bool = True
+) -> str:
     """Return the mode in which a model acts; refuse what has no meaning there, before any work.
 
     Parameters
@@ -215,6 +218,19 @@ def mode_for(card: dict[str, Any], mode: str | None, *, reference: bool = False,
     """
     mode = mode or MODE_OF.get(card["predicts"], "solute")
     check_mode(card, mode)
+    if isinstance(reference, Path):
+        if mode != "system":
+            raise ConfigError(
+                f"a model is the reference of multiple time stepping in mode 'system' alone; in mode {mode!r} leave "
+                f"out reference ({reference})"
+            )
+        about = read_card(reference)
+        check_mode(about, mode)
+        if not about["energy"]:
+            raise ForceModeError(
+                f"reference is {reference}, a model that has forces but no energy; the reference must be conservative: "
+                "train one with model.head: energy, or leave reference out for MM"
+            )
     if reference and mode == "correction":
         raise ConfigError(
             "multiple time stepping with MM as the reference would take back what a model in mode 'correction' adds; "
@@ -238,7 +254,7 @@ def add_model(
     backend: str,
     mm_platform: str = "auto",
     *,
-    reference: bool = False,
+    reference: Path | bool = False,
     remove_net_force: bool = True,
 ) -> Simulated:
     """Add a model's force to an MM system.
@@ -258,7 +274,8 @@ def add_model(
     mm_platform
         Of the inner MM Context of mode `solute`.
     reference
-        Have the MM system at hand as the reference of multiple time stepping; mode `solute` has it in any case.
+        For multiple time stepping: have the MM system at hand, which mode `solute` has in any case, or in mode `system`
+        a model with an energy.
     remove_net_force
         In mode `system`, unless the model has an energy.
 
@@ -278,7 +295,10 @@ def add_model(
     deployed = forcefield_ml.load(model)
     card = deployed.card
     mode = mode_for(card, mode, reference=reference, remove_net_force=remove_net_force)
-    mm = copy.deepcopy(system) if reference and mode == "system" else None
+    kept = copy.deepcopy(system) if reference and mode == "system" else None
+    if isinstance(reference, Path):
+        dear = forcefield_ml.load(reference)
+        kept = dear.create_system(topology, backend=backend, charges=system if dear.needs_reciprocal else None)
     if mode == "system":
         charges = system if deployed.needs_reciprocal else None
         system = deployed.create_system(
@@ -286,8 +306,8 @@ def add_model(
         )
     else:
         system = deployed.add_to_system(system, topology, mode=mode, backend=backend, mm_platform=mm_platform)
-    if mm is not None:
-        add_reference(system, mm, mm_platform)
+    if kept is not None:
+        add_reference(system, kept, mm_platform)
     warnings = []
     if mode == "solute" and not reference:  # whose kicks make up for it
         warnings.append(

@@ -66,6 +66,7 @@ class SimulationConfig(StrictConfig):
     mode: Literal["system", "solute", "embedded", "correction"] | None = None
     backend: str = "auto"
     mts: int = Field(1, ge=1)
+    reference: Path | None = None
     remove_net_force: bool = True
     deterministic: bool = False
     start: Literal["thermal", "minimised"] = "thermal"
@@ -113,6 +114,8 @@ class SimulationConfig(StrictConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a multiple of log_every.")
         if self.mts > 1 and self.model is None:
             raise ValueError(f"mts is {self.mts}, but there is no model; MM alone runs with mts 1.")
+        if self.reference is not None and self.mts == 1:
+            raise ValueError(f"reference is {self.reference}, which is for multiple time stepping; mts is 1.")
         if self.mts > 1 and self.mts * self.timestep_fs > LONGEST_OUTER * (1 + 1e-6):
             raise ValueError(
                 f"mts x timestep_fs is {self.mts * self.timestep_fs:g} fs; kicks more than {LONGEST_OUTER:g} fs apart "
@@ -160,6 +163,8 @@ def simulate(config: SimulationConfig, restart: bool = False, message: Message =
     folder = config.output
     if config.model is not None:
         config = config.model_copy(update={"model": pretrained.resolve(config.model)})
+    if config.reference is not None:
+        config = config.model_copy(update={"reference": pretrained.resolve(config.reference)})
     if restart:
         _forget(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -174,8 +179,10 @@ def simulate(config: SimulationConfig, restart: bool = False, message: Message =
         return former
     warnings = _timestep_warnings(config, message)
     if config.model is not None:
-        card, multiple = read_card(config.model), config.mts > 1
-        build.mode_for(card, config.mode, reference=multiple, remove_net_force=config.remove_net_force)
+        reference = config.reference or config.mts > 1
+        build.mode_for(
+            read_card(config.model), config.mode, reference=reference, remove_net_force=config.remove_net_force
+        )
 
     topology_file = folder / record.TOPOLOGY
     # without config.json nobody knows which structure the topology came from: a run killed while preparing
@@ -216,7 +223,7 @@ def simulate(config: SimulationConfig, restart: bool = False, message: Message =
             config.mode,
             config.backend,
             config.platform,
-            reference=config.mts > 1,
+            reference=config.reference or config.mts > 1,
             remove_net_force=config.remove_net_force,
         )
     warnings += simulated.warnings
@@ -438,7 +445,7 @@ def _interrupt_asked() -> Iterator[threading.Event]:
 
 def _resolved(config: SimulationConfig) -> dict[str, Any]:
     values = config.model_dump(mode="json")
-    for name in ("structure", "model"):
+    for name in ("structure", "model", "reference"):
         path = getattr(config, name)
         if path is not None and not path.is_file():
             raise ConfigError(f"{name} is {path}, which is not a file. Give the path of an existing one.")
@@ -454,7 +461,9 @@ def _same_run(folder: Path, resolved: dict[str, Any]) -> None:
         former = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         raise ConfigError(f"{path} is damaged. Start anew with --restart.") from None
-    changed = [key for key in resolved if key not in {*MAY_CHANGE, "model"} and former.get(key) != resolved[key]]
+    changed = [
+        key for key in resolved if key not in {*MAY_CHANGE, "model", "reference"} and former.get(key) != resolved[key]
+    ]
     if changed:
         told = "; ".join(f"{key} was {former.get(key)!r}, is {resolved[key]!r}" for key in changed)
         raise ConfigError(f"{folder} holds a run with other settings ({told}). Use another folder, or --restart.")

@@ -19,7 +19,7 @@ import torch
 
 import forcefield_ml
 from forcefield_ml.data.target import Target
-from forcefield_ml.errors import ModelFileError
+from forcefield_ml.errors import ConfigError, ModelFileError, closest
 from forcefield_ml.files import write_whole
 
 FORMAT = "forcefield-ml-checkpoint"
@@ -142,13 +142,15 @@ def is_torchscript(path: Path | str) -> bool:
         return False
 
 
-def load_model(path: Path | str) -> tuple[torch.nn.Module, Checkpoint]:
+def load_model(path: Path | str, head: str | None = None) -> tuple[torch.nn.Module, Checkpoint]:
     """Read a checkpoint and rebuild its model, in eval mode.
 
     Parameters
     ----------
     path
         The file.
+    head
+        Of two that were trained together, the one to take; None takes the only one.
 
     Returns
     -------
@@ -161,12 +163,14 @@ def load_model(path: Path | str) -> tuple[torch.nn.Module, Checkpoint]:
     ------
     ModelFileError
         As `load`, or if the weights do not fit the model they name.
+    ConfigError
+        If there is no such head, or there are two to choose from.
     """
     checkpoint = load(path)
-    return rebuild(checkpoint, str(path)), checkpoint
+    return rebuild(checkpoint, str(path), head), checkpoint
 
 
-def rebuild(checkpoint: Checkpoint, source: str = "the checkpoint") -> torch.nn.Module:
+def rebuild(checkpoint: Checkpoint, source: str = "the checkpoint", head: str | None = None) -> torch.nn.Module:
     """Return the checkpoint's model in eval mode.
 
     Parameters
@@ -175,15 +179,19 @@ def rebuild(checkpoint: Checkpoint, source: str = "the checkpoint") -> torch.nn.
         What `load` returned.
     source
         Its name for the message.
+    head
+        As for `load_model`.
 
     Raises
     ------
     ModelFileError
         If the weights do not fit the model they name.
+    ConfigError
+        If there is no such head, or there are two to choose from.
     """
     from forcefield_ml import models
 
-    model = models.build(checkpoint.model_config)
+    model = models.build_for_training(checkpoint.model_config)
     try:
         model.load_state_dict(checkpoint.state_dict)
     except RuntimeError as error:
@@ -191,7 +199,16 @@ def rebuild(checkpoint: Checkpoint, source: str = "the checkpoint") -> torch.nn.
             f"the weights in {source} do not fit their model ({str(error).splitlines()[0]}). Use the version of "
             f"forcefield-ml that wrote it: {checkpoint.versions.get('forcefield_ml')}."
         ) from None
-    return model.eval()
+    parts = model.parts
+    if head is None and len(parts) > 1:
+        commands = " and ".join(f"forcefield-ml export {source} --head {name} -o {name}.pt" for name in parts)
+        raise ConfigError(
+            f"{source} holds two models on one backbone, which are used apart. Export each, then take these files: "
+            f"{commands}"
+        )
+    if head is not None and head not in parts:
+        raise ConfigError(f"{source} has no head {head!r}.{closest(head, parts)}")
+    return (model if head is None else parts[head]).eval()
 
 
 def target_of(training: Mapping[str, Any]) -> Target:

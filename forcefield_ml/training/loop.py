@@ -117,12 +117,8 @@ def train(config: TrainingConfig, quiet: bool = False) -> TrainingResult:
     validation = ForceDataset(config.dataset, "validation", target)
     training.require_frames()
     torch.manual_seed(config.seed)
-    model = models.build(model_config)
-    if model.predicts != "forces" and target.supplied is not None:
-        raise ConfigError(
-            f"target {config.target!r} is a vector to which another is added, but this model predicts magnitudes alone "
-            "(order 0). Set target: total, or choose an order above 0"
-        )
+    model = models.build_for_training(model_config)
+    _require_fit(config, model, target)
     for split in (training, validation):
         split.require_species(model.capabilities.elements)
     learnt_before: dict[str, Any] | None = None
@@ -144,7 +140,7 @@ def train(config: TrainingConfig, quiet: bool = False) -> TrainingResult:
         scale = training.rms_target_force()
         if not scale > 0:
             raise ConfigError(f"every target force in {config.dataset} is zero; there is nothing to learn")
-        model.set_scale(scale / math.sqrt(3) if model.predicts == "forces" else scale)
+        model.set_scale(scale if model.predicts == "magnitude" else scale / math.sqrt(3))
     if processes.first:
         _make_folder(config)
     module = ForceModule(model, config, scale, processes)
@@ -195,7 +191,29 @@ def train(config: TrainingConfig, quiet: bool = False) -> TrainingResult:
     return _result(config, files.load(config.output / LAST), supervisor.finished)
 
 
-def _require_same_network(start: files.Checkpoint, model: models.Model, path: Path) -> None:
+def _require_fit(config: TrainingConfig, model: models.Model | models.TwoHeads, target: Target) -> None:
+    """Refuse what this model cannot be trained on; tell of an energy that no simulation will be able to use."""
+    if model.predicts == "magnitude" and target.supplied is not None:
+        raise ConfigError(
+            f"target {config.target!r} is a vector to which another is added, but this model predicts magnitudes alone "
+            "(order 0). Set target: total, or choose an order above 0"
+        )
+    if "energy" not in model.parts:
+        return
+    if config.compile:
+        raise ConfigError(
+            f"compile: true does not go with model.head {config.model['head']!r}: torch.compile cannot differentiate "
+            "twice, as training on the gradient of an energy must. Leave compile out"
+        )
+    if target.atoms == "solute" and not target.alone:
+        warnings.warn(
+            f"the energy of a model of target {target.name!r} on solute atoms serves no simulation: it is conserved "
+            "only where every atom it depends on feels its gradient. Set target_atoms: all, or target: solute_alone",
+            stacklevel=3,
+        )
+
+
+def _require_same_network(start: files.Checkpoint, model: models.Model | models.TwoHeads, path: Path) -> None:
     known, wanted = models.parse_config(start.model_config).model_dump(mode="json"), model.config
     keys = [key for key in sorted({*known, *wanted}) if known.get(key) != wanted.get(key)]
     changed = [f"{key} was {known.get(key)!r}, is {wanted.get(key)!r}" for key in keys]
@@ -261,7 +279,9 @@ def _former_run(config: TrainingConfig, training: ForceDataset, n_processes: int
     recipe, wanted = former.training.get("recipe", {}), _recipe(config)
     # a setting that the program did not have yet when the run began had its default
     defaults = {key: field.default for key, field in TrainingConfig.model_fields.items()}
-    changed = [key for key in wanted if key not in RESUME_FREE and recipe.get(key, defaults[key]) != wanted[key]]
+    recipe = {**defaults, **recipe}
+    recipe["model"] = models.parse_config(dict(recipe["model"])).model_dump(mode="json")
+    changed = [key for key in wanted if key not in RESUME_FREE and recipe[key] != wanted[key]]
     if former.training.get("dataset_sha256") != training.content_sha256:
         changed.append("dataset (its content)")
     if changed:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from forcefield_ml.data import Batch
 from forcefield_ml.models.interface import Prediction
+from forcefield_ml.models.model import Model, TwoHeads
 from forcefield_ml.training.config import TrainingConfig
 from forcefield_ml.training.loss import magnitude, scalar_huber, tensor_huber
 from forcefield_ml.training.processes import Processes
@@ -50,7 +51,7 @@ class ForceModule(lightning.LightningModule):
     Parameters
     ----------
     model
-        The model.
+        The model; of two on one backbone each has half of the loss.
     config
         Settings of the run.
     scale
@@ -59,19 +60,22 @@ class ForceModule(lightning.LightningModule):
         Those that train together; each target has the same weight, whichever process holds it.
     """
 
-    def __init__(self, model: torch.nn.Module, config: TrainingConfig, scale: float, processes: Processes):
+    def __init__(self, model: Model | TwoHeads, config: TrainingConfig, scale: float, processes: Processes):
         super().__init__()
         self.model = model
         self.config = config
         self.processes = processes
         self.unit = config.delta * scale * MEV_PER_ANGSTROM
-        run: Callable[..., Prediction] = torch.compile(model, dynamic=True) if config.compile else model
-        self._run = (run,)  # in a tuple: the compiled wrapper must not become a second submodule
+        # in a list: a compiled wrapper must not become a second submodule
+        self._runs: list[Callable[..., Prediction]] = [
+            torch.compile(part, dynamic=True) if config.compile else part for part in model.parts.values()
+        ]
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """Return the loss of one batch, without unit; its mean over the processes is that of all their targets."""
-        prediction = self._run[0](batch.atoms, batch.neighbours, batch.layer_sizes)
-        loss = huber(prediction, batch.targets, self.config.delta) / self.unit
+        predictions = [run(batch.atoms, batch.neighbours, batch.layer_sizes) for run in self._runs]
+        losses = [huber(prediction, batch.targets, self.config.delta) for prediction in predictions]
+        loss = torch.stack(losses).mean() / self.unit
         if self.processes.size == 1:
             return loss
         count = torch.tensor(float(len(batch.targets)), device=loss.device)

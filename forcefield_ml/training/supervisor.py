@@ -181,23 +181,28 @@ class Supervisor(lightning.Callback):
         items = np.unique(np.linspace(0, len(dataset) - 1, count).round().astype(int)).tolist()
         model = self.module.model
         share = items[self.processes.rank :: self.processes.size]
-        with self.average.applied(model):
-            own = predict.run(dataset, predict.model_predictor(model, self.validation), share) if share else None
-        kept = (own.target, own.predicted, own.marked) if own else None
-        parts = [part for part in self.processes.gather(kept) if part]
-        target, predicted, marked = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        given = torch.from_numpy(predicted)
-        vectors = given.ndim == 2
-        prediction = Prediction(given if vectors else None, None if vectors else given, None)
-        loss = float(huber(prediction, torch.from_numpy(target), self.config.delta)) / self.config.delta
+        losses, judged = [], {}
+        for name, part in model.parts.items():
+            with self.average.applied(model):
+                own = predict.run(dataset, predict.model_predictor(part, self.validation), share) if share else None
+            kept = (own.target, own.predicted, own.marked) if own else None
+            shares = [found for found in self.processes.gather(kept) if found]
+            target, predicted, marked = (np.concatenate(arrays) for arrays in zip(*shares, strict=True))
+            given = torch.from_numpy(predicted)
+            vectors = given.ndim == 2
+            prediction = Prediction(given if vectors else None, None if vectors else given, None)
+            losses.append(float(huber(prediction, torch.from_numpy(target), self.config.delta)) / self.config.delta)
+            judged[name] = with_naive(predicted[marked], target[marked])
+        loss = float(np.mean(losses))
         if not math.isfinite(loss):
             raise UnstableError(
                 f"the validation loss after {self.n_batches} batches is {loss}. Lower learning_rate "
                 f"(now {self.config.learning_rate}) and give another output folder"
             )
-        metrics = with_naive(predicted[marked], target[marked])
+        metrics, *others = judged.values()
         self.metrics = {
             **metrics,
+            **({"energy_head": others[0]} if others else {}),
             "split": "validation",
             "loss": loss,
             "n_frames": len(items),
@@ -205,7 +210,10 @@ class Supervisor(lightning.Callback):
         }
         self.validated_at, self.validation_seconds = self.n_batches, time.monotonic() - began
         keys = ("tensor", "magnitude", "angle", "relative")
-        return {"validation_loss": loss, **{f"validation_{key}": metrics[key] for key in keys}}
+        told = {"validation_loss": loss, **{f"validation_{key}": metrics[key] for key in keys}}
+        if others:
+            told["validation_energy_head"] = others[0]["tensor"]
+        return told
 
     def _log(self, validated: dict[str, float | None]) -> None:
         now = time.monotonic()
@@ -278,7 +286,8 @@ def headline(metrics: dict[str, Any]) -> str:
         return "to come"
     key = "tensor" if metrics["tensor"] is not None else "magnitude"
     named = "" if key == "tensor" else f"{key} "
-    return f"{named}{metrics[key]:.0f} (naive {metrics['naive'][key]:.0f}) meV/Å"
+    gradient = f", by gradient {metrics['energy_head'][key]:.0f}" if "energy_head" in metrics else ""
+    return f"{named}{metrics[key]:.0f}{gradient} (naive {metrics['naive'][key]:.0f}) meV/Å"
 
 
 @contextmanager

@@ -66,6 +66,11 @@ class Binding:
     labels: list[str]
     remove_net_force: bool = False
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether every atom that the model sees gets its force: on a part of them no force has an energy."""
+        return len(self.targets) == len(self.inputs)
+
 
 def bind(
     card: dict[str, Any],

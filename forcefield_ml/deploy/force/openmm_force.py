@@ -120,7 +120,7 @@ class ModelCallable:
     binding
         As a dict of plain values.
     has_energy
-        Whether the model has an energy, so that the box may change.
+        Whether the forces, on the atoms that get them, are the gradient of an energy, so that the box may change.
     device
         ``"auto"`` takes CUDA where torch has it.
     """
@@ -194,7 +194,9 @@ class ModelCallable:
         forces[ready.targets] = found.numpy()
         if ready.remove_net_force:
             forces -= forces.mean(axis=0)
-        return 0.0 if prediction.energy is None else float(prediction.energy), forces
+        if not self.has_energy or prediction.energy is None:
+            return 0.0, forces
+        return float(prediction.energy), forces
 
 
 def evaluator_of(

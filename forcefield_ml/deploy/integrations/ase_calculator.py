@@ -32,7 +32,7 @@ except ImportError as error:
 
 
 class ForcefieldMLCalculator(Calculator):
-    """Forces of a model for ASE, and the energy of a model that has one.
+    """Forces of a model for ASE, and the energy of a model that has one, where all atoms it sees get its forces.
 
     Without an energy, what ASE does by energy (its optimisers, ``MDLogger``, NPT) raises
     ``PropertyNotImplementedError``; molecular dynamics at constant volume works. The neighbour list is kept from step
@@ -103,7 +103,8 @@ class ForcefieldMLCalculator(Calculator):
         if remove_net_force and not whole:
             raise ForceModeError(PART.format(mode))
         self._remove_net_force = whole and not self.model.has_energy if remove_net_force is None else remove_net_force
-        self.implemented_properties = ["energy", "free_energy", "forces"] if self.model.has_energy else ["forces"]
+        self._has_energy = self.model.has_energy and (targets is None or mode == "embedded")
+        self.implemented_properties = ["energy", "free_energy", "forces"] if self._has_energy else ["forces"]
         self._evaluate: Callable[[torch.Tensor, torch.Tensor | None], Prediction] | None = None
         self._numbers = np.empty(0, dtype=np.int64)
         self._targets = np.empty(0, dtype=np.int64)
@@ -160,7 +161,7 @@ class ForcefieldMLCalculator(Calculator):
         if self._remove_net_force:
             forces -= forces.mean(axis=0)
         self.results = {"forces": forces}
-        if prediction.energy is not None:
+        if self._has_energy and prediction.energy is not None:
             energy = float(prediction.energy) / units.EV
             self.results |= {"energy": energy, "free_energy": energy}
 

@@ -137,7 +137,7 @@ class BoundForce(nn.Module):
     box
         (3, 3) nm as bound, None where there is no periodicity.
     box_may_change
-        Whether the model has an energy, so that a barostat is allowed.
+        Whether the forces are the gradient of an energy, so that it is returned and a barostat is allowed.
     labels
         (n,) names of the atoms for messages.
     tolerance
@@ -200,7 +200,7 @@ class BoundForce(nn.Module):
         complaint = positions_complaint(seen, self.labels)
         if len(complaint) > 0:
             raise ValueError(complaint)
-        with torch.no_grad():  # forces come out of the model; TorchForce would record a graph for nothing
+        with torch.no_grad():  # forces come out of the model, by gradient too; TorchForce would record them for nothing
             prediction = self.model(self.species, seen, box, self.targets)
         found = prediction.forces
         if found is None:
@@ -215,6 +215,6 @@ class BoundForce(nn.Module):
         forces[self.rows] = found.to(positions.dtype)
         energy = torch.zeros([], dtype=positions.dtype, device=positions.device)
         predicted = prediction.energy
-        if predicted is not None:
+        if predicted is not None and self.box_may_change:
             energy = predicted.to(positions.dtype)
         return energy, forces.contiguous()

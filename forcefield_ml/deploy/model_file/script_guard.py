@@ -30,6 +30,9 @@ OPERATORS = frozenset(
 )
 """Operators of torch (``aten::``) that a model may use: no file, no process, no network."""
 
+GRADIENT = ["autograd", "grad"]
+"""``torch.autograd.grad``, by which a model with an energy finds its forces; of ``torch.autograd`` nothing else."""
+
 PRIMITIVES = frozenset("RaiseException device dtype is_cuda max min data layout requires_grad shape type".split())
 """Operators ``ops.prim.*`` that a model may use."""
 
@@ -186,7 +189,7 @@ def _chain(node: ast.Attribute) -> tuple[str, list[str], list[int]]:
 
 def _allowed(root: str, names: list[str]) -> bool:
     if root == "torch":
-        return len(names) == 1 and names[0] in OPERATORS
+        return names == GRADIENT or (len(names) == 1 and names[0] in OPERATORS)
     if root == "ops":
         return len(names) == 2 and names[0] == "prim" and names[1] in PRIMITIVES
     if root == "CONSTANTS":

@@ -29,6 +29,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "tfn": {"architecture": "tfn", "order": 1, "channels": (6, 4, 1), "n_neighbours": 20, "n_basis": 8, "n_units": 4},
 }
 
+ENERGY = {**CONFIGS["fast"], "head": "energy"}
+"""As fast, but conservative."""
+
 
 class Molecules(NamedTuple):
     """A structure as OpenMM reads it."""
@@ -72,7 +75,7 @@ def solvated(dry: Molecules, forcefield: app.ForceField, shape: str, size: float
 def make_model(name: str) -> torch.nn.Module:
     """Return an eager model with seeded random weights, scaled to forces of a molecule's size."""
     torch.manual_seed(5)
-    model = models.build(CONFIGS[name]).eval()
+    model = models.build({**CONFIGS, "energy": ENERGY}[name]).eval()
     positions = torch.rand(100, 3, generator=torch.Generator().manual_seed(0))  # nm, the density of water
     with torch.no_grad():
         neighbours = model.search()(positions, None)

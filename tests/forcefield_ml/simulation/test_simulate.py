@@ -17,13 +17,14 @@ import pytest
 import torch
 from openmm import unit
 
+import forcefield_ml
 from data_pipeline.systems.prepare import read_prepared
 from forcefield_ml import models, pretrained
 from forcefield_ml.config import parse_config
 from forcefield_ml.deploy.force.openmm_force import ModelCallable
 from forcefield_ml.deploy.model_file import bundle
 from forcefield_ml.deploy.model_file.card import CARD_FILE, make_card
-from forcefield_ml.errors import ConfigError, ModelFileError, UnstableError
+from forcefield_ml.errors import ConfigError, ForceModeError, ModelFileError, UnstableError
 from forcefield_ml.simulation import build, record
 from forcefield_ml.simulation.run import SimulationConfig, simulate
 from forcefield_ml.simulation.structure import structure_series
@@ -263,6 +264,32 @@ def test_multiple_time_steps(mode: str, peptide_file: Path, model_file: Path, tm
     context.setPositions(snapshot.positions)
     energy = context.getState(energy=True).getPotentialEnergy()._value
     assert result["series"]["potential_kJ_mol"][-1] == pytest.approx(energy, rel=1e-4)
+
+
+def test_a_model_with_an_energy_kicks(peptide_file: Path, model_file: Path, tmp_path: Path) -> None:
+    """The energy in the log is that model's; without an energy, or where MM stands in the system, it is refused."""
+    torch.manual_seed(6)
+    dear = models.build(make_model(1.0).config | {"head": "energy"}).eval()
+    dear.set_scale(5.0)
+    path = bundle.write(dear, make_card(dear, target_atoms="all"), tmp_path / "energy.pt")
+    model = with_card(model_file, tmp_path, target_atoms="all")
+    changes = {"mts": 8, "steps": 16, "checkpoint_every": None, "timestep_fs": 0.02, "model": model}
+    config = settings(peptide_file, tmp_path / "run", mode="system", reference=path, **changes)
+    result = simulate(config, message=quiet)
+    prepared = read_prepared(tmp_path / "run" / record.TOPOLOGY)
+    system = forcefield_ml.load(path).create_system(prepared.topology)
+    context = openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("CPU"))
+    snapshot = record.read_checkpoint(tmp_path / "run")
+    assert snapshot is not None
+    context.setPositions(snapshot.positions)
+    energy = context.getState(energy=True).getPotentialEnergy()._value
+    assert result["series"]["potential_kJ_mol"][-1] == pytest.approx(energy, rel=1e-4)
+    with pytest.raises(ConfigError, match="mode 'system' alone"):
+        simulate(settings(peptide_file, tmp_path / "2", mode="solute", reference=path, **changes), message=quiet)
+    with pytest.raises(ForceModeError, match="no energy"):
+        simulate(settings(peptide_file, tmp_path / "3", mode="system", reference=model, **changes), message=quiet)
+    with pytest.raises(ConfigError, match=r"settings \(reference_sha256"):
+        simulate(settings(peptide_file, tmp_path / "run", mode="system", **changes), message=quiet)
 
 
 @pytest.mark.parametrize(
