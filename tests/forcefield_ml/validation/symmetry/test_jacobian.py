@@ -197,3 +197,12 @@ def test_useless_loops_are_refused() -> None:
     """One loop has no spread."""
     with pytest.raises(ValueError, match="at least 2"):
         loop_work(morse, np.eye(3), n_loops=1)
+
+
+def test_lambda_of_an_energy_is_zero(dataset_path: Path, tmp_path: Path) -> None:
+    """An exported conservative model, differentiated once more, has a symmetric Jacobian."""
+    torch.manual_seed(3)
+    model = models.build(TINY_MODELS["fast"] | {"head": "energy"}).eval()
+    path = bundle.write(model, make_card(model, target_atoms="all"), tmp_path / "model.pt")
+    probed = Probed(load_module(path), ForceDataset(dataset_path, "test")[0], most=6)
+    assert asymmetry(probed, probed.positions, 16)["lambda"] < 1e-9
