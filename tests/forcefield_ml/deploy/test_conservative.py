@@ -22,6 +22,7 @@ from forcefield_ml.errors import ForceModeError
 from forcefield_ml.simulation import mts
 
 BACKENDS = ("pythonforce", "torchforce")
+ONE_SLOW = ("pythonforce", pytest.param("torchforce", marks=pytest.mark.slow))
 
 
 def written(folder: Path, **card: str) -> DeployedModel:
@@ -127,7 +128,7 @@ def test_openmms_minimiser_works(model: DeployedModel, dry: Molecules) -> None:
     assert energy_of(simulation.context) < before - 100.0
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ONE_SLOW)
 def test_barostats_act_on_the_energy(model: DeployedModel, wet: Molecules, backend: str) -> None:
     """A barostat is accepted; moves are tried and the energy of a larger box is another one."""
     barostat = openmm.MonteCarloBarostat(1 * unit.bar, 300 * unit.kelvin, 1)
@@ -197,7 +198,7 @@ def test_stored_systems_keep_the_energy(model: DeployedModel, dry: Molecules, tm
     assert np.array_equal(forces_of(contexts[0]), forces_of(contexts[1]))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ONE_SLOW)
 def test_a_part_of_the_atoms_has_no_energy(
     dry: Molecules, forcefield: app.ForceField, tmp_path: Path, backend: str
 ) -> None:
