@@ -6,6 +6,7 @@ LEARNING = [
     "torch>=2.9",
     "e3nn>=0.5.6",
     "lightning>=2.5",
+    "pytorch-optimizer>=4.1",
     "vesin-torch>=0.6",
     "matplotlib>=3.9",
     "jinja2>=3.1",

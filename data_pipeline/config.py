@@ -305,6 +305,9 @@ class LabelConfig(_Section):
         default=0, ge=0, description="Copies of each frame with the protein's atoms displaced at random, for training."
     )
     displacement: float = Field(default=0.008, gt=0, le=0.05, description="nm; largest standard deviation of these.")
+    displace: Literal["even", "uneven"] = Field(
+        default="even", description="All atoms of a copy alike, or a fifth of them far and the others little."
+    )
     max_force: float = Field(
         default=1e5, gt=0, description="kJ/mol/nm; an entry with a larger force is refused, a displaced copy dropped."
     )

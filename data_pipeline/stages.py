@@ -45,13 +45,13 @@ def label_entry(out: Path, prepared: str, frames: str, settings: dict[str, Any],
     topology = read_prepared(prepared).topology
     read = read_frames(frames)
     settings = dict(settings)
-    copies, largest = settings.pop("displaced_copies"), settings.pop("displacement")
+    copies, largest, how = (settings.pop(key) for key in ("displaced_copies", "displacement", "displace"))
     potential = settings.pop("potential")
     settings["potential"] = None if potential is None else Potential(**potential)
     settings["wanted"] = settings.pop("parts")
     description = describe(topology)
     positions, displacement = displace(
-        read.positions, description["target_mask"], copies=copies, largest=largest, seed=seed
+        read.positions, description["target_mask"], copies=copies, largest=largest, uneven=how == "uneven", seed=seed
     )
     box = np.tile(read.box, (1 + copies, 1, 1))
     labels = label(topology, positions, box, droppable=displacement > 0, **settings)

@@ -18,6 +18,12 @@ from data_pipeline.systems.build import DEFAULT_FORCE_FIELD, build_system, evalu
 MAX_FORCE = 1e5
 """kJ/mol/nm on one atom; thermal forces at 300 K stay below a tenth of it."""
 
+FAR_SHARE = 0.2
+"""Of the atoms of an uneven copy: those displaced far, by more than the part `NEAR` of the largest displacement."""
+
+NEAR = 0.25
+"""See `FAR_SHARE`."""
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -185,13 +191,17 @@ def label(
 
 
 def displace(
-    positions: np.ndarray, mask: np.ndarray, *, copies: int, largest: float, seed: int
+    positions: np.ndarray, mask: np.ndarray, *, copies: int, largest: float, uneven: bool = False, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Add copies of each frame whose masked atoms are displaced at random.
 
     Dynamics with a learnt force visits bonds and angles that a few thermal frames do not hold; where the network then
     has no restoring force, a bond breaks. A displaced copy shows it such geometries for the price of one force
     evaluation. Each copy has a standard deviation of its own, uniform up to the largest.
+
+    In uneven copies each atom has its own: of a fifth of the atoms, drawn anew for each copy, uniform from a quarter of the
+    largest to the largest, of the others uniform up to a quarter. A bond far out of its place then stands among atoms
+    near theirs, as it does where dynamics break it; in even copies all bonds are far out together.
 
     Parameters
     ----------
@@ -203,6 +213,8 @@ def displace(
         Of each frame.
     largest
         nm, of the standard deviation of each coordinate.
+    uneven
+        Draw a standard deviation for each atom.
     seed
         Of the displacements.
 
@@ -211,16 +223,22 @@ def displace(
     positions : ndarray
         (F (1 + copies), N, 3) float32, the frames as sampled first.
     displacement : ndarray
-        (F (1 + copies),) float32, standard deviations; 0 for the frames as sampled.
+        (F (1 + copies),) float32, standard deviations, the largest of any atom; 0 for the frames as sampled.
     """
     generator = np.random.default_rng(seed)
-    sigma = generator.uniform(0.0, largest, size=copies * len(positions))
+    n_copies, n_atoms = copies * len(positions), int(mask.sum())
+    if uneven:
+        far = generator.random((n_copies, n_atoms)) < FAR_SHARE
+        low, high = np.where(far, NEAR, 0.0), np.where(far, 1.0, NEAR)
+        sigma = largest * generator.uniform(low, high)
+    else:
+        sigma = generator.uniform(0.0, largest, size=(n_copies, 1))
     moved = np.tile(positions, (copies, 1, 1))
-    noise = generator.normal(size=(len(sigma), int(mask.sum()), 3)) * sigma[:, None, None]
+    noise = generator.normal(size=(n_copies, n_atoms, 3)) * sigma[:, :, None]
     moved[:, mask] += noise.astype(np.float32)
     return (
         np.concatenate([positions, moved]),
-        np.concatenate([np.zeros(len(positions)), sigma]).astype(np.float32),
+        np.concatenate([np.zeros(len(positions)), sigma.max(axis=1, initial=0.0)]).astype(np.float32),
     )
 
 

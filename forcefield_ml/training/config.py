@@ -41,8 +41,10 @@ class TrainingConfig(StrictConfig):
         0.5, ge=0, le=1, description="of patches with a marked atom at their centre, where target_atoms is all"
     )
     preset: Literal["paper", "thermal"] = Field("thermal", description="where defaults come from; see PRESETS")
-    optimiser: Literal["adam", "adamw"] = "adam"
-    weight_decay: float = Field(0.0, ge=0, description="of adamw")
+    optimiser: Literal["adam", "adamw", "soap"] = Field(
+        "adam", description="soap: Adam in the eigenbasis of Shampoo's preconditioner, half the batches for the same error"
+    )
+    weight_decay: float = Field(0.0, ge=0, description="of adamw and soap")
     learning_rate: float = Field(gt=0, description="at its highest")
     schedule: Literal["constant", "cosine", "linear"] = Field(description="decay over the budget, time included")
     final_learning_rate: float = Field(0.01, ge=0, le=1, description="at the end, as a part of the highest")

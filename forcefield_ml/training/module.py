@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import lightning
 import torch
+from pytorch_optimizer.optimizer.soap import SOAP
 from torch import Tensor
 
 from forcefield_ml.data import Batch
@@ -83,10 +84,9 @@ class ForceModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the optimiser; the learning rate is set before every batch."""
-        parameters = self.model.parameters()
-        if self.config.optimiser == "adamw":
-            return torch.optim.AdamW(parameters, lr=self.config.learning_rate, weight_decay=self.config.weight_decay)
-        return torch.optim.Adam(parameters, lr=self.config.learning_rate)
+        make = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "soap": SOAP}[self.config.optimiser]
+        decay = {} if self.config.optimiser == "adam" else {"weight_decay": self.config.weight_decay}
+        return make(self.model.parameters(), lr=self.config.learning_rate, **decay)
 
 
 def learning_rate(config: TrainingConfig, n_batches: int, progress: float) -> float:

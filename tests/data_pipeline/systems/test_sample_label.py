@@ -236,3 +236,19 @@ def test_displaced_copies_move_the_protein_alone(crambin: Prepared, frames: Fram
     again, _ = displace(frames.positions, mask, copies=3, largest=0.01, seed=4)
     other, _ = displace(frames.positions, mask, copies=3, largest=0.01, seed=5)
     assert np.array_equal(again, positions) and not np.array_equal(other, positions)
+
+
+def test_uneven_copies_move_a_fifth_of_the_atoms_far(crambin: Prepared, frames: Frames) -> None:
+    """Over many copies, the mean square displacement is that of the two uniform distributions, mixed one to four."""
+    mask = protein_mask(crambin.topology)
+    n_frames, largest, copies = len(frames.positions), 0.016, 20
+    positions, sigma = displace(frames.positions, mask, copies=copies, largest=largest, uneven=True, seed=4)
+    assert ((0.9 * largest < sigma[n_frames:]) & (sigma[n_frames:] <= largest)).all() and (sigma[:n_frames] == 0).all()
+    moved = (positions - np.tile(frames.positions, (1 + copies, 1, 1)))[n_frames:]
+    assert (moved[:, ~mask] == 0).all()
+    squares = (moved[:, mask] / largest) ** 2
+    far, near = (1 - 0.25**3) / 3 / 0.75, 0.25**2 / 3  # mean squares of the uniform distributions
+    assert squares.mean() == pytest.approx(0.2 * far + 0.8 * near, rel=0.03)
+    assert (squares.max(axis=2) > 0.7**2).mean() < 0.15  # even copies as large: a third and more
+    again, _ = displace(frames.positions, mask, copies=copies, largest=largest, uneven=True, seed=4)
+    assert np.array_equal(again, positions)

@@ -49,10 +49,11 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
     return files.load(path).state_dict
 
 
-@pytest.mark.parametrize("name", ["fast", "tfn1"])
-def test_training_learns_analytic_forces(settings, name):
+@pytest.mark.parametrize(("name", "optimiser"), [("fast", "adam"), ("tfn1", "adam"), ("fast", "soap")])
+def test_training_learns_analytic_forces(settings, name, optimiser):
     """On forces that follow from the neighbourhood a few batches beat the naive predictor by far on unseen frames."""
-    result = run(settings, model=TINY_MODELS[name], max_batches=60, validate_every=30, targets_per_batch=None)
+    settings |= {"max_batches": 60, "validate_every": 30, "targets_per_batch": None, "optimiser": optimiser}
+    result = run(settings, model=TINY_MODELS[name])
     assert result.finished and result.n_batches == 60
     assert result.metrics["tensor"] < 0.5 * result.metrics["naive"]["tensor"]
     assert result.metrics["angle"] < 30
@@ -66,10 +67,11 @@ def test_order_0_trains_on_magnitudes(settings):
     assert "validation_tensor" not in row and row["validation_magnitude"] == pytest.approx(result.metrics["magnitude"])
 
 
-def test_resumed_run_is_the_run_that_never_stopped(settings, tmp_path):
+@pytest.mark.parametrize("optimiser", ["adam", "soap"])
+def test_resumed_run_is_the_run_that_never_stopped(settings, tmp_path, optimiser):
     """Stopping after 5 of 12 batches and going on gives the same weights, averages and log, bit for bit."""
     torch.set_num_threads(1)
-    settings |= {"schedule": "constant", "ema": 0.9}
+    settings |= {"schedule": "constant", "ema": 0.9, "optimiser": optimiser}
     whole = run(settings, output=tmp_path / "whole")
     assert run(settings, max_batches=5).n_batches == 5
     assert run(settings).n_batches == 12
