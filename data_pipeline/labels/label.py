@@ -199,9 +199,9 @@ def displace(
     has no restoring force, a bond breaks. A displaced copy shows it such geometries for the price of one force
     evaluation. Each copy has a standard deviation of its own, uniform up to the largest.
 
-    In uneven copies each atom has its own: of a fifth of the atoms, drawn anew for each copy, uniform from a quarter of the
-    largest to the largest, of the others uniform up to a quarter. A bond far out of its place then stands among atoms
-    near theirs, as it does where dynamics break it; in even copies all bonds are far out together.
+    In uneven copies each atom has its own: of a fifth of the atoms, drawn anew for each copy, uniform from a quarter of
+    the largest to the largest, of the others uniform up to a quarter. A bond far out of its place then stands among
+    atoms near theirs, as it does where dynamics break it; in even copies all bonds are far out together.
 
     Parameters
     ----------

@@ -42,7 +42,7 @@ class TrainingConfig(StrictConfig):
     )
     preset: Literal["paper", "thermal"] = Field("thermal", description="where defaults come from; see PRESETS")
     optimiser: Literal["adam", "adamw", "soap"] = Field(
-        "adam", description="soap: Adam in the eigenbasis of Shampoo's preconditioner, half the batches for the same error"
+        "adam", description="soap: Adam in the eigenbasis of Shampoo's preconditioner, fewer batches for the same error"
     )
     weight_decay: float = Field(0.0, ge=0, description="of adamw and soap")
     learning_rate: float = Field(gt=0, description="at its highest")

@@ -207,6 +207,7 @@ def _write(tripeptide: Prepared, tripeptide_frames: Frames, folder: Path) -> dic
             "force_field_files": list(DEFAULT_FORCE_FIELD),
             "cutoff": CUTOFF,
             "displaced_copies": 4,
+            "displace": "even",
             "displacement": 0.02,
             "potential": None,
             "parts": ["groups"],
