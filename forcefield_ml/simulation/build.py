@@ -105,6 +105,7 @@ def solvated(path: Path, out: Path, *, ph: float, padding: float, seed: int) -> 
             ready = prepare(path, out, ph=ph, padding=padding, seed=seed)
         else:
             write_prepared(ready.topology, ready.positions, out)
+            ready = read_prepared(out)  # rounded, as whoever goes on with the run will find it
     except PipelineError as error:
         raise ConfigError(f"{path.name} cannot be simulated: {error}") from error
     if not protein_mask(ready.topology).any():
@@ -221,8 +222,9 @@ def mode_for(
     if isinstance(reference, Path):
         if mode != "system":
             raise ConfigError(
-                f"a model is the reference of multiple time stepping in mode 'system' alone; in mode {mode!r} leave "
-                f"out reference ({reference})"
+                f"reference is {reference}, but a model is the reference of multiple time stepping in mode 'system' "
+                f"alone, and this is mode {mode!r}. Ask for mode 'system' (simulate --mode system), or leave reference "
+                "out: MM kicks then"
             )
         about = read_card(reference)
         check_mode(about, mode)

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from openmm import unit
 
 from data_pipeline.config import entry_seed
+from forcefield_ml.deploy.stored.serialise import TORCH_FORCE
 from forcefield_ml.deploy.system.force_groups import acting
-from forcefield_ml.deploy.system.present import present
+from forcefield_ml.deploy.system.mm import class_name
 from forcefield_ml.simulation import mts
 from forcefield_ml.simulation.build import platform_named
 from forcefield_ml.simulation.record import Snapshot
@@ -54,9 +55,9 @@ class Dynamics:
         self, config: SimulationConfig, system: openmm.System, snapshot: Snapshot, options: tuple[Any, ...]
     ) -> None:
         self._config, self._options, self._system = config, options, system
-        python = all(found.backend == "PythonForce" for found in present(system))
         # A copy holds callables without memory. A TorchForce cannot be copied, and has none.
-        self._xml = openmm.XmlSerializer.serialize(system) if config.deterministic and python else None
+        copyable = not any(class_name(force) in ("Force", TORCH_FORCE) for force in system.getForces())
+        self._xml = openmm.XmlSerializer.serialize(system) if config.deterministic and copyable else None
         self.context: openmm.Context
         self.integrator: openmm.Integrator
         self.renew(snapshot)

@@ -124,6 +124,8 @@ class SimulationConfig(StrictConfig):
             )
         if self.deterministic and self.threads not in (None, 1):
             raise ValueError(f"threads is {self.threads}; deterministic runs have one.")
+        if self.deterministic and self.backend == "torchforce":
+            raise ValueError("backend is torchforce, whose last digits change after first use; take pythonforce.")
         if self.timestep_fs > steps.LONGEST_STEP:
             raise ValueError(
                 f"timestep_fs is {self.timestep_fs:g}; without constraints at most {steps.LONGEST_STEP:g} fs is "

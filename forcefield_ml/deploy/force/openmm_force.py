@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -289,3 +291,29 @@ def make_torch_force(path: str, sha256: str, binding: Binding, has_energy: bool)
     force.setUsesPeriodicBoundaryConditions(binding.box is not None)
     force.setName(WITH_ENERGY if has_energy else NO_ENERGY)
     return force
+
+
+def copied(force: openmm.Force) -> openmm.Force:
+    """Return a copy of a force for another System.
+
+    OpenMM's own copy of a TorchForce ends the process (see `make_torch_force`): it is made anew around the same module.
+
+    Parameters
+    ----------
+    force
+        In a System.
+    """
+    torchforce = sys.modules.get("openmmtorch")  # whoever made a TorchForce in this process has imported it
+    if torchforce is None or not torchforce.TorchForce.isinstance(force):
+        return copy.deepcopy(force)
+    found = torchforce.TorchForce.cast(force)
+    made = torchforce.TorchForce(found.getModule(), dict(found.getProperties()))
+    made.setOutputsForces(found.getOutputsForces())
+    made.setUsesPeriodicBoundaryConditions(found.usesPeriodicBoundaryConditions())
+    for k in range(found.getNumGlobalParameters()):
+        made.addGlobalParameter(found.getGlobalParameterName(k), found.getGlobalParameterDefaultValue(k))
+    for k in range(found.getNumEnergyParameterDerivatives()):
+        made.addEnergyParameterDerivative(found.getEnergyParameterDerivativeName(k))
+    made.setForceGroup(found.getForceGroup())
+    made.setName(found.getName())
+    return made

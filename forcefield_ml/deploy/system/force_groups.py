@@ -16,12 +16,13 @@ nothing: they are evaluated at that moment anyway.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import openmm
 
-from forcefield_ml.deploy.force.openmm_force import OURS, REFERENCE
+from forcefield_ml.deploy.force.openmm_force import OURS, REFERENCE, copied
 from forcefield_ml.deploy.system.bound import bound_models, callables
 from forcefield_ml.deploy.system.mm import FORCELESS, SubtractMM, class_name
 from forcefield_ml.deploy.system.present import look
@@ -111,6 +112,7 @@ def add_reference(system: openmm.System, reference: openmm.System, mm_platform: 
             f"the reference {f'holds {energyless[0]}, which has no energy' if energyless else 'has no forces'}; it "
             "must be conservative, such as the MM system without the model"
         )
+    _warn_of_restraints(system, {class_name(force) for force in forces})
     for index, force in enumerate(system.getForces()):
         if force.getName() == RECIPROCAL and isinstance(force, openmm.NonbondedForce):
             alone = put_on_solute(copy.deepcopy(force), system, range(system.getNumParticles()), mm_platform)
@@ -121,7 +123,7 @@ def add_reference(system: openmm.System, reference: openmm.System, mm_platform: 
     for force in system.getForces():
         _put(force, here)
     for force in forces:
-        added = copy.deepcopy(force)
+        added = copied(force)
         _put(added, there)
         added.setName(REFERENCE + force.getName())
         system.addForce(added)
@@ -243,6 +245,19 @@ def _found(system: openmm.System) -> ForceGroups:
         groups[kind].update(_groups(force))
     groups["shared"] -= groups["direct"] | groups["reference"]
     return ForceGroups(*(tuple(sorted(groups[kind])) for kind in ForceGroups._fields))
+
+
+def _warn_of_restraints(system: openmm.System, known: set[str]) -> None:
+    """Warn of forces such as restraints that the reference, of these classes, does not stand for."""
+    others = [force for force, kind in _kinds(system) if kind == "shared" and class_name(force) not in known]
+    lost = [force.getName() for force in others if class_name(force).startswith(("Custom", "RMSD", "RG"))]
+    if lost:
+        warnings.warn(
+            f"{', '.join(lost)} was in the system before the reference, which holds nothing like it, so that the outer "
+            "kick takes back what it does: over an outer step it has no effect. Add restraints and biases after "
+            "add_reference",
+            stacklevel=3,
+        )
 
 
 def _groups(force: openmm.Force) -> list[int]:

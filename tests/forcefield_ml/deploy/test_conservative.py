@@ -17,6 +17,7 @@ from forcefield_ml.deploy.model import DeployedModel
 from forcefield_ml.deploy.model_file import bundle
 from forcefield_ml.deploy.model_file.card import make_card
 from forcefield_ml.deploy.model_file.script_guard import faults
+from forcefield_ml.deploy.system import force_groups
 from forcefield_ml.deploy.system.bound import bound_models
 from forcefield_ml.errors import ForceModeError
 from forcefield_ml.simulation import mts
@@ -184,6 +185,26 @@ def test_it_serves_multiple_time_stepping(model: DeployedModel, dry: Molecules, 
     alone = energy_of(context_of(model.create_system(dry.topology), dry, "Reference"))
     assert context.getState(energy=True, groups=groups).getPotentialEnergy()._value == pytest.approx(alone, rel=1e-6)
     assert np.std(totals) < 0.05 * np.std(kinetic) and np.std(potential) > 0.5 * np.std(kinetic)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_as_a_reference_it_is_copied(model: DeployedModel, dry: Molecules, tmp_path: Path, backend: str) -> None:
+    """OpenMM's own copy of a TorchForce ends the process; ours has the energy and forces of the first."""
+    direct = make_model("fast")
+    path = bundle.write(direct, make_card(direct, target_atoms="all"), tmp_path / "direct.pt")
+    system = forcefield_ml.load(path).create_system(dry.topology, backend=backend)
+    reference = model.create_system(dry.topology, backend=backend)
+    mts.add_reference(system, reference)
+    integrator = mts.integrator(system, timestep=0.0001, n=2)
+    context = openmm.Context(system, integrator, openmm.Platform.getPlatformByName("CPU"), {"Threads": "1"})
+    context.setPositions(dry.positions)
+    alone = context_of(reference, dry, "CPU")
+    expected = [energy_of(alone), forces_of(alone)]
+    outer = force_groups.bits(force_groups.of_integrator(integrator).reference)
+    found = context.getState(energy=True, forces=True, groups=outer)
+    assert found.getPotentialEnergy()._value == pytest.approx(expected[0], rel=1e-5)
+    assert np.abs(found.getForces(asNumpy=True)._value - expected[1]).max() < 1e-4 * np.abs(expected[1]).max()
+    integrator.step(1)
 
 
 def test_stored_systems_keep_the_energy(model: DeployedModel, dry: Molecules, tmp_path: Path) -> None:

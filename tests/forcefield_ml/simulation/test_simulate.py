@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ import torch
 from openmm import unit
 
 import forcefield_ml
-from data_pipeline.systems.prepare import read_prepared
+from data_pipeline.systems.prepare import Prepared, read_prepared
 from forcefield_ml import models, pretrained
 from forcefield_ml.config import parse_config
 from forcefield_ml.deploy.force.openmm_force import ModelCallable
@@ -226,13 +227,19 @@ def state_of(folder: Path) -> list[bytes]:
     return [snapshot.positions.tobytes(), snapshot.velocities.tobytes(), (folder / record.LOG).read_bytes()]
 
 
-def test_deterministic_run_stops_where_it_can_go_on(peptide_file: Path, model_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", [pytest.param("solute", marks=pytest.mark.slow), "system"])
+def test_deterministic_run_stops_where_it_can_go_on(
+    mode: str, peptide_file: Path, model_file: Path, tmp_path: Path
+) -> None:
     """The time limit waits for the next checkpoint, and from there the path is that of the run that went through.
 
-    Here with multiple time steps, whose random numbers are another integrator's.
+    Here with multiple time steps, whose random numbers are another integrator's, in mode system with a reference beside
+    the model.
     """
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    common = {"model": model_file, "deterministic": True, "mts": 4, "log_every": 4, "frame_every": 20}
+    model = with_card(model_file, tmp_path, target_atoms="all") if mode == "system" else model_file
+    common = {"model": model, "mode": mode, "deterministic": True, "mts": 4, "log_every": 4, "frame_every": 20}
+    common |= {"threads": None, "timestep_fs": 0.05, "equilibration_ps": 0.02, "minimise_iterations": 30}
     assert simulate(settings(peptide_file, stopped, max_minutes=1e-6, **common), message=quiet)["steps"] == 20
     assert simulate(settings(peptide_file, stopped, **common), message=quiet)["steps"] == 40
     simulate(settings(peptide_file, whole, **common), message=quiet)
@@ -369,6 +376,7 @@ def test_unstable_run_stops_and_keeps_the_last_good_state(peptide_file: Path, tm
         ({"mts": 9, "steps": 36, "checkpoint_every": None, "model": "m.pt"}, "4.5 fs.*at 0.5 fs mts is at most 8"),
         ({"trajectory": "trr"}, "'dcd' or 'xtc'"),
         ({"deterministic": True, "threads": 2}, "deterministic runs have one"),
+        ({"deterministic": True, "backend": "torchforce"}, "take pythonforce"),
         ({"tempature": 300}, "Did you mean 'temperature'"),
     ],
 )
@@ -403,6 +411,19 @@ def test_tells_deposited_from_solvated(peptide, peptide_file: Path) -> None:
     mask = build.protein_mask(peptide.topology)
     modeller.delete([a for a in modeller.topology.atoms() if mask[a.index] and a.element.symbol == "H"])
     assert not build.is_solvated(modeller.topology)
+
+
+def test_a_run_begins_from_what_it_wrote(peptide: Prepared, tmp_path: Path) -> None:
+    """A run killed before its first checkpoint goes on from topology.cif, and so must one that was not."""
+    lines = io.StringIO()
+    openmm.app.PDBxFile.writeFile(peptide.topology, peptide.positions * unit.nanometer, lines, keepIds=True)
+    x = f"{10 * peptide.positions[0, 0]:10.4f}".strip()
+    assert lines.getvalue().count(f" {x} ") >= 1
+    path = tmp_path / "fine.cif"
+    path.write_text(lines.getvalue().replace(f" {x} ", f" {x}37 ", 1))
+    first, _ = build.solvated(path, tmp_path / "out.cif", ph=7.0, padding=0.8, seed=0)
+    again = read_prepared(tmp_path / "out.cif")
+    assert np.array_equal(first.positions, again.positions) and np.array_equal(first.box, again.box)
 
 
 @pytest.mark.parametrize("content", ["", "HEADER  nothing\nEND\n", "<html>404</html>"])

@@ -23,6 +23,7 @@ from forcefield_ml.simulation import fire, mts
 pytestmark = [
     pytest.mark.filterwarnings("ignore:this model has forces but no energy"),
     pytest.mark.filterwarnings("error:.*between two kicks"),
+    pytest.mark.filterwarnings("error:.*takes back what it does"),
 ]
 
 H = 0.0005
@@ -223,6 +224,27 @@ def test_restraints_beside_a_reference_act_in_both(wet: Molecules, forcefield: a
     assert groups.energy == 0b101 and groups.acting == 0b011
     assert force_groups.of_integrator(mts.integrator(system, H, 8)) == groups
     assert force_groups.of_integrator(openmm.MTSIntegrator(0.001, [(0, 1)])) is None
+
+
+def test_restraints_before_a_reference_are_told(wet: Molecules, forcefield: app.ForceField, folder: Path) -> None:
+    """The outer kick takes back what they do: with n = 1 a pull on an atom leaves no trace, and nobody would know."""
+    model = forcefield_ml.load(write_model(folder, target_atoms="all"))
+    velocities = {}
+    for when in ("never", "before", "after"):
+        system, pull = model.create_system(wet.topology), openmm.CustomExternalForce("1000*x")
+        pull.addParticle(0, [])
+        if when == "before":
+            system.addForce(pull)
+            with pytest.warns(UserWarning, match=r"CustomExternalForce was .* takes back .* Add restraints and biases"):
+                mts.add_reference(system, mm_system(wet, forcefield))
+        else:
+            mts.add_reference(system, mm_system(wet, forcefield))
+        if when == "after":
+            system.addForce(pull)
+        state = run(system, mts.integrator(system, H, 1), wet, 1)
+        velocities[when] = state.getVelocities(asNumpy=True)._value[0]
+    assert velocities["before"] == pytest.approx(velocities["never"], abs=1e-6)
+    assert abs(velocities["after"] - velocities["never"])[0] > 0.01
 
 
 def test_no_reference(wet: Molecules, forcefield: app.ForceField, folder: Path) -> None:
