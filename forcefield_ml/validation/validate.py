@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +17,7 @@ from forcefield_ml.config import StrictConfig, parse_config
 from forcefield_ml.data.target import Target
 from forcefield_ml.errors import ConfigError, UnstableError
 from forcefield_ml.files import write_whole
+from forcefield_ml.validation.commands import commands
 from forcefield_ml.validation.inputs import input_kind, labelled
 from forcefield_ml.validation.report import Judged, ReportInputs, write_report
 from forcefield_ml.validation.symmetry.besides import reciprocal_of
@@ -104,7 +104,7 @@ def validate(config: ValidationConfig, message: Message = print) -> tuple[Path, 
         _symmetry(config, frames, message),
         pipelines,
         simulations,
-        _commands(config, simulations),
+        commands(config, simulations),
         frames=frames,
         dynamics=_dynamics(config, message),
     )
@@ -258,47 +258,3 @@ def _read_json(folder: Path, name: str, command: str) -> dict[str, Any]:
         raise ConfigError(
             f"{folder} holds no readable {name} ({error}). Give the folder of a `{command}` that has ended."
         ) from None
-
-
-def _commands(config: ValidationConfig, simulations: list[dict[str, Any]]) -> list[str]:
-    lines = [shlex.join(["data-pipeline", "run", str(p / "config.yaml"), "-o", str(p)]) for p in config.pipelines]
-    for model in (config.model, *config.also):
-        recipe = model.parent / "config.yaml"
-        if recipe.is_file():
-            lines.append(shlex.join(["forcefield-ml", "train", str(recipe)]))
-    lines += [_simulate_command(result["config"]) for result in simulations]
-    parts = ["forcefield-ml", "validate", str(config.model), str(config.input), "-o", str(config.output)]
-    for option, paths in (
-        ("--also", config.also),
-        ("--pipeline", config.pipelines),
-        ("--simulation", config.simulations),
-    ):
-        for path in paths:
-            parts += [option, str(path)]
-    if config.split != "test":
-        parts += ["--split", config.split]
-    for option, value in (
-        ("--steps", config.steps),
-        ("--dynamics", config.dynamics),
-        ("--topology", config.topology),
-    ):
-        if value is not None:
-            parts += [option, str(value)]
-    return [*lines, shlex.join(parts)]
-
-
-def _simulate_command(settings: dict[str, Any]) -> str:
-    parts = ["forcefield-ml", "simulate", settings["structure"], "-o", settings["output"]]
-    for option, key in (
-        ("--model", "model"),
-        ("--steps", "steps"),
-        ("--timestep", "timestep_fs"),
-        ("--temperature", "temperature"),
-        ("--start", "start"),
-        ("--equilibration", "equilibration_ps"),
-        ("--padding", "padding"),
-        ("--seed", "seed"),
-    ):
-        if settings[key] is not None:
-            parts += [option, str(settings[key])]
-    return shlex.join(parts)
