@@ -140,8 +140,9 @@ def simulate(
     same command goes on with a run that was killed. Guards stop a run whose forces or temperatures are absurd.
     """
     from forcefield_ml.config import parse_config
-    from forcefield_ml.simulation.run import SimulationConfig, summary
+    from forcefield_ml.simulation.config import SimulationConfig
     from forcefield_ml.simulation.run import simulate as run
+    from forcefield_ml.simulation.run import summary
 
     settings = {
         "structure": structure,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import openmm
@@ -18,10 +18,8 @@ from forcefield_ml.deploy.system.force_groups import acting
 from forcefield_ml.deploy.system.mm import class_name
 from forcefield_ml.simulation import mts
 from forcefield_ml.simulation.build import platform_named
+from forcefield_ml.simulation.config import SimulationConfig
 from forcefield_ml.simulation.record import Snapshot
-
-if TYPE_CHECKING:
-    from forcefield_ml.simulation.run import SimulationConfig
 
 ALL_GROUPS = -1
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -11,13 +11,11 @@ from data_pipeline.systems.prepare import Prepared
 from forcefield_ml.deploy.force.openmm_force import choose_backend
 from forcefield_ml.deploy.guards.stability import Event
 from forcefield_ml.simulation.build import Simulated
+from forcefield_ml.simulation.config import SimulationConfig
 from forcefield_ml.simulation.record import Snapshot, read_log
 from forcefield_ml.simulation.structure import structure_series
 from forcefield_ml.simulation.trajectory import name_of
 from forcefield_ml.versions import package_versions
-
-if TYPE_CHECKING:
-    from forcefield_ml.simulation.run import SimulationConfig
 
 FORMAT = "forcefield-ml-simulation"
 PACKAGES = ("torch", "openmm", "openmmtorch", "pdbfixer", "mdtraj", "numpy")

@@ -83,7 +83,7 @@ def simulate_command(settings: Mapping[str, Any]) -> str:
     settings
         Of `SimulationConfig`, as config.json holds them; those that a former version did not have had their defaults.
     """
-    from forcefield_ml.simulation.run import SimulationConfig
+    from forcefield_ml.simulation.config import SimulationConfig
 
     parts = ["forcefield-ml", "simulate", str(settings["structure"]), "-o", str(settings["output"])]
     fields = SimulationConfig.model_fields

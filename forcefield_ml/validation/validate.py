@@ -232,7 +232,8 @@ def _target(model: Path) -> Target:
 
 
 def _short_simulation(config: ValidationConfig, message: Message) -> dict[str, Any]:
-    from forcefield_ml.simulation.run import SimulationConfig, simulate
+    from forcefield_ml.simulation.config import SimulationConfig
+    from forcefield_ml.simulation.run import simulate
 
     folder = config.output / "simulation"
     values = {

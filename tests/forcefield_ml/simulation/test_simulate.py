@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +28,8 @@ from forcefield_ml.deploy.model_file import bundle
 from forcefield_ml.deploy.model_file.card import CARD_FILE, make_card
 from forcefield_ml.errors import ConfigError, ForceModeError, ModelFileError, UnstableError
 from forcefield_ml.simulation import build, record
-from forcefield_ml.simulation.run import SimulationConfig, simulate
+from forcefield_ml.simulation.config import SimulationConfig
+from forcefield_ml.simulation.run import simulate
 from forcefield_ml.simulation.structure import structure_series
 from forcefield_ml.simulation.trajectory import read_frames
 
@@ -338,6 +340,36 @@ def test_other_settings_need_another_folder(finished, peptide_file: Path) -> Non
     folder, _ = finished
     with pytest.raises(ConfigError, match=r"temperature was 300\.0, is 310\.0"):
         simulate(settings(peptide_file, folder, temperature=310.0), message=quiet)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"structure": Path("typo.pdb")}, "typo.pdb, which is not a file"),
+        ({"mode": "system"}, "trained on the forces of all atoms"),
+        ({"backend": "torchfroce"}, "Did you mean 'torchforce'"),
+        ({"platform": "Cuda"}, "no platform 'Cuda'"),
+    ],
+)
+def test_a_mistake_does_not_throw_a_run_away(
+    changes: dict[str, Any], told: str, finished, peptide_file: Path, model_file: Path, tmp_path: Path
+) -> None:
+    """What can be known to fail is refused before --restart empties the folder, and before anything is prepared."""
+    shutil.copytree(finished[0], tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    lines: list[str] = []
+    with pytest.raises((ConfigError, ForceModeError), match=told):
+        values = {"structure": peptide_file, "model": model_file, **changes}
+        simulate(settings(values.pop("structure"), tmp_path / "run", **values), restart=True, message=lines.append)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before and not lines
+
+
+def test_a_checkpoint_alone_is_not_gone_on_with(finished, peptide_file: Path, tmp_path: Path) -> None:
+    """Without config.json nobody knows by which settings it came about."""
+    shutil.copytree(finished[0], tmp_path / "run")
+    (tmp_path / "run" / "config.json").unlink()
+    with pytest.raises(ConfigError, match=r"without its config\.json"):
+        simulate(settings(peptide_file, tmp_path / "run", temperature=100.0, steps=60), message=quiet)
 
 
 def test_runs_a_model_in_mode_solute(peptide_file: Path, model_file: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from command_lines import parse
 
 from forcefield_ml.config import parse_config
-from forcefield_ml.simulation.run import SimulationConfig
+from forcefield_ml.simulation.config import SimulationConfig
 from forcefield_ml.validation.commands import commands, simulate_command
 from forcefield_ml.validation.validate import ValidationConfig
 
