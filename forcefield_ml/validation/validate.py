@@ -84,8 +84,7 @@ def validate(config: ValidationConfig, message: Message = print) -> tuple[Path, 
     also = tuple(pretrained.resolve(path) for path in config.also)
     config = config.model_copy(update={"model": pretrained.resolve(config.model), "also": also})
     kind = input_kind(config.input, config.topology)
-    if kind != "structure":
-        _refuse_without_structure(config)
+    _refuse_runs(config, kind)
     simulations = [_read_json(folder, "result.json", "forcefield-ml simulate") for folder in config.simulations]
     pipelines = [_read_json(folder, "summary.json", "data-pipeline run") for folder in config.pipelines]
     config.output.mkdir(parents=True, exist_ok=True)
@@ -111,12 +110,22 @@ def validate(config: ValidationConfig, message: Message = print) -> tuple[Path, 
     return write_report(config.output, inputs)
 
 
-def _refuse_without_structure(config: ValidationConfig) -> None:
+def _refuse_runs(config: ValidationConfig, kind: str) -> None:
+    """Refuse simulations that cannot be, before frames are labelled and models evaluated."""
+    from forcefield_ml.training.checkpoint import is_torchscript
+
     for option, value in (("--steps", config.steps), ("--dynamics", config.dynamics)):
-        if value is not None:
+        if value is None:
+            continue
+        if kind != "structure":
             raise ConfigError(
                 f"{option} needs a structure to simulate: give a PDB entry as INPUT. A run made before by "
                 "`forcefield-ml simulate PDB --model MODEL -o DIR` is shown by --simulation DIR."
+            )
+        if config.model.is_file() and not is_torchscript(config.model):
+            raise ConfigError(
+                f"{option} needs a model.pt, and {config.model} is a checkpoint. Run: forcefield-ml export "
+                f"{config.model} -o model.pt"
             )
 
 
@@ -149,14 +158,8 @@ def _symmetry(config: ValidationConfig, frames: ForceDataset, message: Message) 
 def _dynamics(config: ValidationConfig, message: Message) -> dict[str, Any] | None:
     if config.dynamics is None:
         return None
-    from forcefield_ml.training.checkpoint import is_torchscript
     from forcefield_ml.validation.dynamics import DynamicsSettings, compare
 
-    if not is_torchscript(config.model):
-        raise ConfigError(
-            f"--dynamics needs a model.pt, and {config.model} is a checkpoint. Run: forcefield-ml export "
-            f"{config.model} -o model.pt"
-        )
     # what is trained on all atoms is judged for what only it can do
     mode = "system" if _target(config.model).atoms == "all" else None
     values = {"steps": config.dynamics, "mode": mode, "seed": config.seed, "padding": config.padding}

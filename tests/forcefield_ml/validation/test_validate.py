@@ -187,6 +187,14 @@ def test_bad_input_is_told(name: str, changes: dict[str, Any], told: str, export
         validate(settings(exported, path, tmp_path / "out", **changes), quiet)
 
 
+@pytest.mark.parametrize("changes", [{"dynamics": 50}, {"steps": 5}])
+def test_checkpoints_do_not_run(changes: dict[str, int], order_0: Path, tmp_path: Path) -> None:
+    """A simulation needs a model.pt, which is said before anything is prepared."""
+    with pytest.raises(ConfigError, match=r"needs a model\.pt.*forcefield-ml export"):
+        validate(settings(order_0, FRAGMENT, tmp_path / "out", **changes), quiet)
+    assert not (tmp_path / "out").exists()
+
+
 def test_too_few_probes_are_told(exported: Path, dataset_path: Path, tmp_path: Path) -> None:
     """None at all, or enough for a standard error."""
     with pytest.raises(ConfigError, match="at least 16"):
