@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from forcefield_ml.deploy.force.binding import some
 from forcefield_ml.validation.uses import Use, beaten
 
 NEVER = (
@@ -35,11 +36,11 @@ def verdict(
     Returns
     -------
     list of str
-        What it is, how good, fit or not for each use, what a force without an energy is never fit for, and
-        what was simulated.
+        What it is, how good, which of these proteins it was trained on, fit or not for each use, what a force without an
+        energy is never fit for, and what was simulated.
     """
-    sentences = [_what(card, metrics), _how_good(metrics), *(use.sentence for use in uses)]
-    sentences += [] if card.get("energy") else [NEVER]
+    sentences = [_what(card, metrics), _how_good(metrics), *_known(metrics), *(use.sentence for use in uses)]
+    sentences += [] if _has_energy(card) else [NEVER]
     return [*sentences, *(simulated(result) for result in simulations)]
 
 
@@ -68,6 +69,17 @@ def _what(card: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
         f"{metrics['split']} split: {metrics['n_atoms']:,} atoms in {frames}, protocol {data['protocol']}, "
         f"reference {data['force_field']}."
     )
+
+
+def _has_energy(card: Mapping[str, Any]) -> bool:
+    """Tell whether forces are the gradient of an energy; what a checkpoint holds says so by the model's head alone."""
+    return bool(card.get("energy", card.get("model_config", {}).get("head") == "energy"))
+
+
+def _known(metrics: Mapping[str, Any]) -> list[str]:
+    """Return a sentence on the proteins that it was judged on and trained on, if there are any."""
+    known = metrics.get("training", {}).get("sequences_trained_on") or []
+    return [f"It was trained on {some(known)}, so these numbers are too good."] if known else []
 
 
 def _how_good(metrics: Mapping[str, Any]) -> str:

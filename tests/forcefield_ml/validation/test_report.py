@@ -230,6 +230,21 @@ def test_only_a_force_without_energy_is_told_so() -> None:
     metrics = metrics_of(0.1)[0]
     assert NEVER in verdict(CARD, metrics, [], judge(metrics))
     assert NEVER not in verdict({**CARD, "energy": True}, metrics, [], judge(metrics))
+    # a checkpoint has no such key, but the settings of its model
+    assert NEVER not in verdict({**CARD, "model_config": {"head": "energy"}}, metrics, [], judge(metrics))
+    assert NEVER in verdict({**CARD, "model_config": {"head": "vector"}}, metrics, [], judge(metrics))
+
+
+def test_verdict_tells_of_proteins_that_were_learnt() -> None:
+    """At the head of the page, before the uses: whoever reads no further must know."""
+    metrics = metrics_of(0.1)[0]
+    sentences = {}
+    for known in ([], ["1aaa"], [f"{k}abc" for k in range(1, 10)]):
+        about = {**metrics, "training": {"sequences_trained_on": known}}
+        sentences[len(known)] = verdict(CARD, about, [], judge(metrics))
+    assert not any("too good" in line for line in sentences[0])
+    assert sentences[1][2] == "It was trained on 1aaa, so these numbers are too good."
+    assert "and 4 more, so these" in sentences[9][2] and sentences[9][3].startswith("Single-point use")
 
 
 def test_full_disk_leaves_the_former_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
