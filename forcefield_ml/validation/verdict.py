@@ -36,7 +36,7 @@ def verdict(
     Returns
     -------
     list of str
-        What it is, how good, which of these proteins it was trained on, fit or not for each use, what a force without an
+        What it is, how good, which of these proteins it has learnt, fit or not for each use, what a force without an
         energy is never fit for, and what was simulated.
     """
     sentences = [_what(card, metrics), _how_good(metrics), *_known(metrics), *(use.sentence for use in uses)]
