@@ -101,7 +101,8 @@ def _explain(kind: type[BaseModel], detail: Any) -> str:
     if detail["type"] == "missing":
         return f"{name} is missing and has no default; add it."
     if detail["type"] == "value_error":
-        return f"{name}: {detail['ctx']['error']!s}"
+        told = str(detail["ctx"]["error"])  # of settings that do not go together it names them itself
+        return f"{name}: {told}" if location else told
     return f"{name} is {detail['input']!r}: {detail['msg'].lower()}."
 
 

@@ -82,7 +82,10 @@ class SimulationConfig(StrictConfig):
         if self.mts > 1 and self.model is None:
             raise ValueError(f"mts is {self.mts}, but there is no model; MM alone runs with mts 1.")
         if self.reference is not None and self.mts == 1:
-            raise ValueError(f"reference is {self.reference}, which is for multiple time stepping; mts is 1.")
+            raise ValueError(
+                f"reference is {self.reference}, which is for multiple time stepping, but mts is 1. Set mts, such as 4 "
+                "steps of 0.5 or 1 fs, or leave reference out."
+            )
         if self.mts > 1 and self.mts * self.timestep_fs > LONGEST_OUTER * (1 + 1e-6):
             raise ValueError(
                 f"mts x timestep_fs is {self.mts * self.timestep_fs:g} fs; kicks more than {LONGEST_OUTER:g} fs apart "
