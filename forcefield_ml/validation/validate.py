@@ -198,7 +198,7 @@ def _judge(model: Path, dataset: Path, split: str, folder: Path) -> Judged:
 _PER_ATOM = b"2"
 """Raised when the arrays per atom change, so that those kept by a former version are made anew."""
 
-_DYNAMICS = b"2"
+_DYNAMICS = b"3"
 """The same for `_dynamics`."""
 
 

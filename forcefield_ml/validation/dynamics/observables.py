@@ -63,7 +63,8 @@ def geometry(
     topology
         Of all atoms.
     positions
-        (F, N, 3) nm, molecules whole.
+        (F, N, 3) nm, molecules whole; the first is the start, from which RMSD is measured and which counts in nothing
+        but the series.
     solute
         (N,) bool, the protein's atoms.
     interval
@@ -73,21 +74,21 @@ def geometry(
     -------
     dict
         ``bonds`` (nm) and ``angles`` (degrees): group to ``mean`` and ``std``, each with its block error, and
-        ``centres``, ``density`` of a histogram; ``phi``, ``psi``: (F, R) degrees; ``rmsd``, ``rg`` (nm): mean and
+        ``centres``, ``density`` of a histogram; ``phi``, ``psi``: (F - 1, R) degrees; ``rmsd``, ``rg`` (nm): mean and
         error; ``structure``: the series.
     """
     import mdtraj
 
     kinds = _bonds_and_angles(topology, solute)
-    protein = solute_alone(topology, positions, solute)
+    protein, after = solute_alone(topology, positions, solute), positions[1:]
     structure = measured(protein, interval)
     return {
-        "bonds": {name: _distribution(_lengths(positions, members)) for name, members in kinds["bonds"].items()},
-        "angles": {name: _distribution(_angles(positions, members)) for name, members in kinds["angles"].items()},
-        "phi": np.degrees(mdtraj.compute_phi(protein, periodic=False)[1]).tolist(),
-        "psi": np.degrees(mdtraj.compute_psi(protein, periodic=False)[1]).tolist(),
-        "rmsd": block_mean(structure["rmsd_nm"]),
-        "rg": block_mean(structure["rg_nm"]),
+        "bonds": {name: _distribution(_lengths(after, members)) for name, members in kinds["bonds"].items()},
+        "angles": {name: _distribution(_angles(after, members)) for name, members in kinds["angles"].items()},
+        "phi": np.degrees(mdtraj.compute_phi(protein[1:], periodic=False)[1]).tolist(),
+        "psi": np.degrees(mdtraj.compute_psi(protein[1:], periodic=False)[1]).tolist(),
+        "rmsd": block_mean(structure["rmsd_nm"][1:]),
+        "rg": block_mean(structure["rg_nm"][1:]),
         "structure": structure,
     }
 

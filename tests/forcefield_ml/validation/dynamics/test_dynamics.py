@@ -95,7 +95,7 @@ def test_temperature_of_each_element() -> None:
 
 
 def test_geometry_by_hand() -> None:
-    """Bonds and angles of known lengths, by kind; what differs between bonds is no spread in time."""
+    """Bonds and angles by kind; what differs between bonds is no spread in time, and the start is no part."""
     topology = waters(2)
     frame = np.array(
         [
@@ -104,8 +104,9 @@ def test_geometry_by_hand() -> None:
             *([2, 1, 1], [2.1, 1, 1], [2 - 0.1, 1, 1]),
         ]
     )
-    positions = np.repeat(frame[None], 6, axis=0)
-    positions[3:, 4, 0] += 0.02  # one of four O-H bonds is longer in the second half
+    positions = np.repeat(frame[None], 7, axis=0)
+    positions[4:, 4, 0] += 0.02  # one of four O-H bonds is longer in the second half
+    positions[0, 4, 0] += 0.5
     found = geometry(topology, positions, np.arange(9) < 3, 0.1)
     assert found["bonds"]["protein heavy"]["mean"]["mean"] == pytest.approx(0.15)
     assert found["bonds"]["protein X-H"]["mean"]["mean"] == pytest.approx(0.11)
