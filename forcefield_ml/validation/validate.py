@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from forcefield_ml import pretrained
 from forcefield_ml.config import StrictConfig, parse_config
 from forcefield_ml.data.target import Target
-from forcefield_ml.errors import ConfigError, UnstableError
+from forcefield_ml.errors import ConfigError, ModelFileError, UnstableError
 from forcefield_ml.files import write_whole
 from forcefield_ml.validation.commands import commands
 from forcefield_ml.validation.inputs import input_kind, labelled
@@ -84,6 +84,7 @@ def validate(config: ValidationConfig, message: Message = print) -> tuple[Path, 
     also = tuple(pretrained.resolve(path) for path in config.also)
     config = config.model_copy(update={"model": pretrained.resolve(config.model), "also": also})
     kind = input_kind(config.input, config.topology)
+    _refuse_models((config.model, *config.also))
     _refuse_runs(config, kind)
     simulations = [_read_json(folder, "result.json", "forcefield-ml simulate") for folder in config.simulations]
     pipelines = [_read_json(folder, "summary.json", "data-pipeline run") for folder in config.pipelines]
@@ -122,11 +123,24 @@ def _refuse_runs(config: ValidationConfig, kind: str) -> None:
                 f"{option} needs a structure to simulate: give a PDB entry as INPUT. A run made before by "
                 "`forcefield-ml simulate PDB --model MODEL -o DIR` is shown by --simulation DIR."
             )
-        if config.model.is_file() and not is_torchscript(config.model):
+        if not is_torchscript(config.model):
             raise ConfigError(
                 f"{option} needs a model.pt, and {config.model} is a checkpoint. Run: forcefield-ml export "
                 f"{config.model} -o model.pt"
             )
+
+
+def _refuse_models(models: tuple[Path, ...]) -> None:
+    """Refuse files that are missing, damaged or hold two models, before frames are labelled."""
+    from forcefield_ml.training import checkpoint as files
+
+    for path in models:
+        if not path.is_file():
+            raise ModelFileError(f"there is no model {path}. Give a model.pt or a checkpoint of forcefield-ml train.")
+        if files.is_torchscript(path):
+            _card(path)
+        else:
+            files.load_model(path)
 
 
 def _symmetry(config: ValidationConfig, frames: ForceDataset, message: Message) -> dict[str, Any] | None:
@@ -205,10 +219,8 @@ _DYNAMICS = b"3"
 def _stem(model: Path, dataset: Path, split: str, folder: Path) -> Path:
     import h5py
 
-    from forcefield_ml.errors import DatasetError, ModelFileError
+    from forcefield_ml.errors import DatasetError
 
-    if not model.is_file():
-        raise ModelFileError(f"there is no model {model}. Give a model.pt or a checkpoint of forcefield-ml train.")
     try:
         with h5py.File(dataset) as file:
             content = str(file.attrs["content_sha256"])

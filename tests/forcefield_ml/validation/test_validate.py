@@ -207,6 +207,17 @@ def test_missing_model_is_told(dataset_path: Path, tmp_path: Path) -> None:
         validate(settings(tmp_path / "no.pt", dataset_path, tmp_path), quiet)
 
 
+def test_files_that_cannot_be_judged_are_told_first(exported: Path, tmp_path: Path) -> None:
+    """A typo in --also, or a checkpoint of two models, does not wait for frames to be labelled."""
+    pair = models.build_for_training(TINY_MODELS["fast"] | {"head": "both"})
+    path = tmp_path / "best.pt"
+    checkpoint.save(path, checkpoint.Checkpoint(dict(pair.config), pair.state_dict(), {"n_batches": 5}))
+    for also, kind, told in ((tmp_path / "no.pt", ModelFileError, "there is no model"), (path, ConfigError, "--head")):
+        with pytest.raises(kind, match=told):
+            validate(settings(exported, FRAGMENT, tmp_path / "out", also=(also,)), quiet)
+    assert not (tmp_path / "out").exists()
+
+
 def test_command_prints_the_paths(exported: Path, dataset_path: Path, tmp_path: Path) -> None:
     """The command writes both files and prints where they are."""
     result = CliRunner().invoke(
