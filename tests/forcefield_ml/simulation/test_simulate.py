@@ -293,6 +293,10 @@ def test_a_model_with_an_energy_kicks(peptide_file: Path, model_file: Path, tmp_
     context.setPositions(snapshot.positions)
     energy = context.getState(energy=True).getPotentialEnergy()._value
     assert result["series"]["potential_kJ_mol"][-1] == pytest.approx(energy, rel=1e-4)
+    for one, told in ((path, True), (model, False)):
+        mm = build.mm_system(prepared, config.force_field, 0.6)
+        notes = build.add_model(mm, prepared.topology, one, None, "auto").warnings
+        assert ("own energy" in " ".join(notes)) is told
     with pytest.raises(ConfigError, match="mode 'system' alone"):
         simulate(settings(peptide_file, tmp_path / "2", mode="solute", reference=path, **changes), message=quiet)
     with pytest.raises(ForceModeError, match="no energy"):
