@@ -317,7 +317,9 @@ def add_model(
             "reaction between the two differ, so centre-of-mass motion is removed and no energy is conserved."
         )
     if mode == "solute" and card["energy"] and card["target_atoms"] == "all":
-        warnings.append("the model's own energy has no meaning in mode solute; mode system conserves it (--mode system).")
+        warnings.append(
+            "the model's own energy has no meaning in mode solute; mode system conserves it (--mode system)."
+        )
     if card["neighbours"]["kind"] == "nearest":
         warnings.append(NEAREST_WARNING)
     removed = any(found.removes_net_force for found in bound_models(system))
