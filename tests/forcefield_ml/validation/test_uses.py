@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 
+from forcefield_ml.validation.dynamics.blocks import block_mean
 from forcefield_ml.validation.uses import FIT, NOT_FIT, NOT_SHOWN, judge
 
 GOOD: dict[str, Any] = {
@@ -125,6 +127,21 @@ def test_temperature_of_each_element(mean: float, error: float, met: bool) -> No
     """3 % or three block standard errors, whichever is larger; one element off is enough."""
     found = changed("nvt/model/temperature/protein C", {"mean": mean, "standard_error": error})
     assert outcomes(dynamics=found)[2] == (FIT if met else NOT_FIT)
+
+
+@pytest.mark.parametrize(("theirs", "expected"), [(2.0, NOT_FIT), (20.0, FIT), (None, FIT)])
+def test_a_run_that_heats_does_not_widen_its_limit(theirs: float | None, expected: str) -> None:
+    """300 K and in the last fifth 450 K are 330 ± 30 K; that error counts where AMBER14's run has half of it, too."""
+    frames = np.r_[np.full(32, 300.0), np.full(8, 450.0)]
+    found = changed("nvt/model/temperature/protein C", block_mean(frames))
+    own = found["nvt"]["model"]["temperature"]["protein C"]
+    assert (own["mean"], own["standard_error"]) == pytest.approx((330.0, 30.0))
+    told = {"mean": 300.0, "standard_error": theirs}
+    found["nvt"]["amber14"] = {"event": None, "temperature": {"protein C": told, "water O": told}}
+    found["nvt"]["model"]["temperature"]["water O"]["mean"] = 300.0
+    assert outcomes(dynamics=found)[2] == expected
+    found["nvt"]["amber14"]["temperature"] = None  # a guard stopped it
+    assert outcomes(dynamics=found)[2] == FIT
 
 
 def test_what_was_not_measured_is_not_claimed() -> None:
