@@ -4,10 +4,15 @@
 |--------------|-----------------------------------------------------------------------------|
 | paper.py     | the numbers of the paper that the page shows beside ours                    |
 | figures.py   | plots as SVG that follow the page's colours                                 |
-| symmetry.py  | rotation error and net force of a model                                     |
+| inputs.py    | a structure or a trajectory made into a labelled dataset                    |
+| forces/      | errors by class of atoms, the worst atoms, the structure that shows them    |
+| symmetry/    | rotation, permutation, net force, lambda, work around loops                 |
+| dynamics/    | runs by the model and by AMBER14 from one start, compared                   |
+| uses.py      | the three uses: thresholds, and whether they are met                        |
 | verdict.py   | the numbers in plain words                                                  |
+| commands.py  | the commands that make a page again                                         |
 | report.py    | `write_report`: report.html, self-contained, and report.json                |
-| validate.py  | `validate`: evaluate on a dataset or on a PDB entry, gather, report         |
+| validate.py  | `validate`: dataset, PDB entry or trajectory to page                        |
 """
 
 from forcefield_ml.validation.report import ReportInputs, write_report

@@ -5,6 +5,7 @@
 | single.py   | rotation and permutation error, net force and torque; forces as a function to probe   |
 | jacobian.py | lambda: how far the Jacobian of the forces is from symmetric                          |
 | loops.py    | work around closed loops                                                              |
+| besides.py  | the conservative force that OpenMM supplies besides, for lambda of the total          |
 """
 
 from forcefield_ml.validation.symmetry.jacobian import asymmetry
