@@ -124,7 +124,10 @@ def simulate(
     max_minutes: Annotated[
         float | None, typer.Option(help="stop cleanly after this time, all sessions together")
     ] = None,
-    padding: Annotated[float, typer.Option(help="nm of water around the protein")] = 0.8,
+    padding: Annotated[float, typer.Option(help="nm of water between the protein and its images")] = 0.8,
+    box_shape: Annotated[
+        str, typer.Option("--box", help="dodecahedron, octahedron or cube: 71, 77 and 100 % of the water")
+    ] = "dodecahedron",
     platform: Annotated[str, typer.Option(help="OpenMM platform")] = "CPU",
     threads: Annotated[int | None, typer.Option(help="of the CPU platform; all if left out")] = None,
     seed: Annotated[int, typer.Option(help="of repair, solvation, velocities and random forces")] = 0,
@@ -166,6 +169,7 @@ def simulate(
         "trajectory": trajectory,
         "max_minutes": max_minutes,
         "padding": padding,
+        "box_shape": box_shape,
         "platform": platform,
         "threads": threads,
         "seed": seed,

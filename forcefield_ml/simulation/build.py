@@ -17,6 +17,7 @@ from openmm import app, unit
 
 from data_pipeline.entries.facts import inspect
 from data_pipeline.errors import EntryError, PipelineError
+from data_pipeline.systems.box import BoxShape
 from data_pipeline.systems.build import build_system, protein_mask
 from data_pipeline.systems.prepare import Prepared, prepare, read_prepared, write_prepared
 from data_pipeline.systems.residues import is_water
@@ -63,7 +64,9 @@ class Simulated:
     net_force_removed: bool = False
 
 
-def solvated(path: Path, out: Path, *, ph: float, padding: float, seed: int) -> tuple[Prepared, str]:
+def solvated(
+    path: Path, out: Path, *, ph: float, padding: float, seed: int, box_shape: BoxShape = "cube"
+) -> tuple[Prepared, str]:
     """Return the solvated system of a structure file, written to `out`.
 
     A file that already has water, hydrogens and a box is taken as it is; anything else is repaired, protonated and
@@ -81,6 +84,8 @@ def solvated(path: Path, out: Path, *, ph: float, padding: float, seed: int) -> 
         nm of water around the protein.
     seed
         Of repair and solvation.
+    box_shape
+        See `data_pipeline.systems.box.BoxShape`.
 
     Returns
     -------
@@ -102,7 +107,7 @@ def solvated(path: Path, out: Path, *, ph: float, padding: float, seed: int) -> 
         ready, left_out = _as_prepared(path), ""
         if ready is None:
             left_out = _left_out(path)
-            ready = prepare(path, out, ph=ph, padding=padding, seed=seed)
+            ready = prepare(path, out, ph=ph, padding=padding, box_shape=box_shape, seed=seed)
         else:
             write_prepared(ready.topology, ready.positions, out)
             ready = read_prepared(out)  # rounded, as whoever goes on with the run will find it

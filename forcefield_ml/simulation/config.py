@@ -54,6 +54,7 @@ class SimulationConfig(StrictConfig):
     cutoff: float = Field(0.9, gt=0)
     ph: float = 7.0
     padding: float = Field(0.8, gt=0)
+    box_shape: Literal["dodecahedron", "octahedron", "cube"] = "dodecahedron"
     seed: int = Field(0, ge=0, le=2**31 - 2**20)
 
     @model_validator(mode="before")

@@ -99,7 +99,12 @@ def simulate(config: SimulationConfig, restart: bool = False, message: Message =
     else:
         message(f"preparing {config.structure.name} (repair, hydrogens and water where missing)")
         prepared, left_out = build.solvated(
-            config.structure, topology_file, ph=config.ph, padding=config.padding, seed=config.seed
+            config.structure,
+            topology_file,
+            ph=config.ph,
+            padding=config.padding,
+            box_shape=config.box_shape,
+            seed=config.seed,
         )
         if left_out:
             message(f"note: {left_out}")
