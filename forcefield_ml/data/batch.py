@@ -152,12 +152,12 @@ def collate(samples: Sequence[Sample], graphs: Sequence[FrameGraph], chosen: Seq
         wanted = torch.cat([torch.from_numpy(c)[graph.order] for c, graph in zip(chosen, graphs, strict=True)])
         order, neighbours, layer_sizes = shells(joined, wanted, len(graphs[0].layer_sizes))
     pairs = list(zip(samples, graphs, strict=True))
-    species = torch.cat([torch.from_numpy(sample.entry.species)[graph.order] for sample, graph in pairs])
+    species = torch.cat([torch.from_numpy(sample.entry.codes)[graph.order] for sample, graph in pairs])
     forces = torch.cat([torch.from_numpy(sample.forces)[graph.order] for sample, graph in pairs])
     if order is not graphs[0].order:
         species, forces = species[order], forces[order[: layer_sizes[-1]]]
     return Batch(
-        atoms=Atoms(species=species.long()),
+        atoms=Atoms(species=species),
         neighbours=neighbours,
         layer_sizes=layer_sizes,
         targets=forces[: layer_sizes[-1]],

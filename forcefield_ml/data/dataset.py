@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from data_pipeline import schema
 from forcefield_ml.data.target import Target, charges_of, mm_force_field
 from forcefield_ml.errors import DatasetError, closest
+from forcefield_ml.nn.atom_types import AtomTypes
 
 _DESCRIPTION = ("species", "atom_names", "residue_names", "residue_index", "charges", "bonds", "target_mask")
 """Fields of an entry that are the same in all its frames."""
@@ -39,6 +40,9 @@ class Entry:
         Frames that serve: all in the training split; elsewhere those as sampled, without displaced atoms.
     source
         The file: entries of several may have one name.
+    codes
+        (N,) int64, what a model is told of each atom: its atomic number, or that and its type; see
+        `ForceDataset.encode`.
     """
 
     name: str
@@ -48,6 +52,11 @@ class Entry:
     sequence: str
     frames: tuple[int, ...]
     source: str = ""
+    codes: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+    def __post_init__(self) -> None:
+        if not len(self.codes):
+            object.__setattr__(self, "codes", self.species.astype(np.int64))
 
 
 class Sample(NamedTuple):
@@ -187,6 +196,27 @@ class ForceDataset:
             return self._file[schema.ENTRIES_GROUP][name]["positions"][frame]
         except (KeyError, OSError) as error:
             raise DatasetError(_damaged(self.path, error)) from None
+
+    def molecules(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+        """Yield species (N,) and bonds (B, 2) of each entry, as the network sees it."""
+        for entry in self.entries:
+            try:
+                bonds = self._file[schema.ENTRIES_GROUP][entry.name]["bonds"][:].astype(np.int64)
+            except (KeyError, OSError) as error:
+                raise DatasetError(_damaged(self.path, error)) from None
+            if self.target.alone:
+                place = np.cumsum(self._seen[entry.name]) - 1
+                bonds = place[bonds[self._seen[entry.name][bonds].all(axis=1)]]
+            yield entry.species, bonds
+
+    def encode(self, types: AtomTypes | None) -> None:
+        """Let samples tell the atom types that a model knows; None for elements alone."""
+        molecules = [None] * len(self.entries) if types is None else list(self.molecules())
+        self.entries = [
+            replace(entry, codes=np.zeros(0, dtype=np.int64) if types is None or told is None else types.codes(*told))
+            for entry, told in zip(self.entries, molecules, strict=True)
+        ]
+        self.index = [(entry, frame) for entry in self.entries for frame in entry.frames]
 
     def require_frames(self) -> None:
         """Raise DatasetError unless the split has at least one frame."""

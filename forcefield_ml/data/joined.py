@@ -12,6 +12,7 @@ from pathlib import Path
 from forcefield_ml.data.dataset import ForceDataset, Sample
 from forcefield_ml.data.target import Target
 from forcefield_ml.errors import DatasetError
+from forcefield_ml.nn.atom_types import AtomTypes
 
 
 class JoinedDataset(ForceDataset):
@@ -61,6 +62,13 @@ class JoinedDataset(ForceDataset):
     def __getitem__(self, item: int) -> Sample:
         which = bisect.bisect_right(self._starts, item) - 1
         return super().__getitem__(item) if which <= 0 else self._parts[which - 1][item - self._starts[which]]
+
+    def encode(self, types: AtomTypes | None) -> None:
+        """Let the samples of all tell the atom types that a model knows; None for elements alone."""
+        super().encode(types)
+        for part in self._parts:
+            part.encode(types)
+            self.index = self.index + part.index
 
     def rms_target_force(self) -> float:
         """Return the root mean square norm of the first dataset's target forces, kJ/mol/nm."""

@@ -16,7 +16,7 @@ from openmm import app
 
 from forcefield_ml import pretrained, units
 from forcefield_ml.deploy.force import openmm_force
-from forcefield_ml.deploy.force.binding import Binding, bind, bind_atoms, solute_atoms
+from forcefield_ml.deploy.force.binding import Binding, bind, bind_atoms, solute_atoms, typed
 from forcefield_ml.deploy.force.device import check_precision, choose_device
 from forcefield_ml.deploy.force.indices import read_indices
 from forcefield_ml.deploy.force.openmm_force import WITH_ENERGY, BackendChoice, choose_backend
@@ -31,6 +31,8 @@ from forcefield_ml.deploy.system.reciprocal import Charges, make_reciprocal, put
 from forcefield_ml.errors import ConfigError, ForcefieldMLError, ForceModeError
 from forcefield_ml.graph.box import check_box
 from forcefield_ml.models.interface import Prediction
+from forcefield_ml.nn.atom_types import AtomTypes
+from forcefield_ml.nn.embedding import types_of
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +119,11 @@ class DeployedModel:
         """
         return bool(self.card["energy"])
 
+    @property
+    def atom_types(self) -> AtomTypes | None:
+        """The atom types that the model knows; None where it knows elements alone."""
+        return types_of(bundle.read_cached(str(self.path), self.sha256, self.device).module)
+
     def evaluator(
         self, species: torch.Tensor, targets: torch.Tensor | None = None
     ) -> Callable[[torch.Tensor, torch.Tensor | None], Prediction]:
@@ -125,7 +132,7 @@ class DeployedModel:
         Parameters
         ----------
         species
-            (N,) int64, atomic numbers, on the model's device.
+            (N,) int64, atomic numbers, on the model's device; for a model of atom types their codes (`atom_types`).
         targets
             (N,) bool, the atoms to predict; None for all.
         """
@@ -186,6 +193,7 @@ class DeployedModel:
             if atoms is None and self._sees_targets_only:
                 atoms = solute_atoms(topology)
             binding = bind_atoms(self.card, topology, atoms, self._sees_targets_only, allow_residues)
+            binding = typed(binding, topology, self.atom_types)
         else:
             assert species is not None
             if allow_residues:
@@ -214,6 +222,8 @@ class DeployedModel:
         inputs = targets if self._sees_targets_only else list(range(len(species)))
         seen = [int(species[i]) for i in inputs]
         unknown = sorted(set(seen) - set(self.card["species"]))
+        if self.atom_types is not None:
+            raise ConfigError("this model knows atoms by their bonds, which species do not tell: give topology=...")
         if unknown:
             raise ConfigError(f"forces() got unknown atomic numbers {unknown}; the model knows {self.card['species']}")
         return Binding(len(species), seen, inputs, targets, None, [f"atom {i}" for i in inputs])
@@ -314,6 +324,7 @@ class DeployedModel:
         has an energy of its own.
         """
         binding = bind(self.card, topology, atoms, self._sees_targets_only, allow_residues)
+        binding = typed(binding, topology, self.atom_types)
         binding = replace(binding, remove_net_force=remove_net_force)
         has_energy = self.has_energy and conserves and binding.is_whole
         if self.card["neighbours"]["kind"] == "nearest":

@@ -6,7 +6,7 @@ perceptron, as in PaiNN (Schütt et al., arXiv:2102.03150, section 3.2), with al
 """
 
 import math
-from typing import List, Literal, Tuple
+from typing import Final, List, Literal, Tuple
 
 import torch
 from pydantic import Field
@@ -17,7 +17,7 @@ from forcefield_ml.graph.search import LIQUID_DENSITY
 from forcefield_ml.models.heads import HeadConfig
 from forcefield_ml.models.interface import Atoms, Capabilities, Features
 from forcefield_ml.nn.convolution import DenseConvolution, ElementConvolution, kernels_of
-from forcefield_ml.nn.embedding import ElementOneHot
+from forcefield_ml.nn.embedding import ElementOneHot, TypeEmbedding
 from forcefield_ml.nn.linear import by_order
 from forcefield_ml.nn.normalisation import EquivariantNorm
 from forcefield_ml.nn.pairs import PairGeometry, Pairs, chunks, rows
@@ -35,10 +35,16 @@ class FastConfig(HeadConfig):
     n_first_units: int = Field(24, ge=1, description="radial units of the first layer")
     filter_order: Literal[1, 2] = Field(2, description="largest harmonic in the messages")
     elements: Tuple[int, ...] = Field((1, 6, 7, 8, 11, 16, 17), description="atomic numbers the model knows")
+    type_depth: int = Field(
+        0, ge=0, le=4, description="bonds up to which an atom's bonded surroundings are told; 0: its element alone"
+    )
+    n_types: int = Field(512, ge=1, description="room for atom types, the most frequent ones; see nn.atom_types")
 
 
 class FirstLayer(nn.Module):
-    """Element-wise densities around each atom, mixed into channels and gated by the scalars and the own element."""
+    """Element-wise densities around each atom, mixed into channels and gated by the scalars and by what the atom is."""
+
+    typed: Final[bool]
 
     def __init__(self, config: FastConfig, n_neighbours: float):
         super().__init__()
@@ -48,23 +54,28 @@ class FirstLayer(nn.Module):
         )
         self.norm = EquivariantNorm(n_channels, 1)
         self.own = nn.Linear(n_elements, n_channels)
+        self.typed = config.type_depth > 0
+        if self.typed:
+            self.types = TypeEmbedding(config.type_depth, config.n_types, n_channels)
         self.update = nn.Sequential(
             nn.Linear(3 * n_channels, 2 * n_channels), nn.SiLU(), nn.Linear(2 * n_channels, 2 * n_channels)
         )
 
-    def forward(self, one_hot: Tensor, pairs: Pairs) -> Tensor:
+    def forward(self, codes: Tensor, one_hot: Tensor, pairs: Pairs) -> Tensor:
         """Return (n_out, 4, C) for the atoms that have a row in `pairs`."""
         kinds = one_hot.argmax(1).to(torch.int32)
+        own = self.own(one_hot[: pairs.indices.shape[0]])
+        if self.typed:
+            own = own + self.types(codes[: pairs.indices.shape[0]])
         parts: List[Tensor] = []
         for start, stop in chunks(pairs.indices.shape[0], self.training):
-            parts.append(self._some(one_hot, kinds, rows(pairs, start, stop), start, stop))
+            parts.append(self._some(own[start:stop], one_hot, kinds, rows(pairs, start, stop)))
         return torch.cat(parts)
 
-    def _some(self, one_hot: Tensor, kinds: Tensor, pairs: Pairs, start: int, stop: int) -> Tensor:
+    def _some(self, own: Tensor, one_hot: Tensor, kinds: Tensor, pairs: Pairs) -> Tensor:
         mixed = self.norm(self.convolution(one_hot, kinds, pairs))
         inner, vectors = by_order(mixed, 1)
         norms = (vectors.square().sum(1) + 1e-6).sqrt()
-        own = self.own(one_hot[start:stop])
         scalars, gates = self.update(torch.cat([inner[:, 0], norms, own], dim=1)).chunk(2, dim=1)
         return torch.cat([(scalars + own)[:, None], vectors * gates[:, None]], dim=1)
 
@@ -137,7 +148,7 @@ class FastNetwork(nn.Module):
         """Return scalars (n, C) and vectors (n, 3, C) on the first n = ``layer_sizes[-1]`` atoms."""
         pairs = self.geometry(neighbours)
         one_hot = self.one_hot(atoms.species).to(neighbours.vectors.dtype)
-        features = self.first(one_hot, rows(pairs, 0, layer_sizes[0]))
+        features = self.first(atoms.species, one_hot, rows(pairs, 0, layer_sizes[0]))
         for layer, interaction in enumerate(self.layers):
             features = interaction(features, rows(pairs, 0, layer_sizes[layer + 1]))
         return Features(features[:, 0], features[:, 1:])

@@ -56,7 +56,7 @@ class Atoms(NamedTuple):
     Attributes
     ----------
     species
-        (N,) int64, atomic numbers.
+        (N,) int64, atomic numbers; for a model of atom types their codes (`nn.atom_types.CODE_STEP`).
     """
 
     species: Tensor

@@ -1,9 +1,13 @@
-"""Elements as numbers a network can use."""
+"""Elements and atom types as numbers a network can use."""
 
-from typing import List
+from collections.abc import Iterable
+from typing import Any, Final, List
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from forcefield_ml.nn.atom_types import CODE_STEP, AtomTypes
 
 
 class ElementOneHot(nn.Module):
@@ -24,6 +28,7 @@ class ElementOneHot(nn.Module):
 
     known: Tensor
     table: Tensor
+    code_step: Final[int] = CODE_STEP
 
     def __init__(self, elements: List[int], silent: List[int]):
         super().__init__()
@@ -36,7 +41,8 @@ class ElementOneHot(nn.Module):
         self.register_buffer("table", table, persistent=False)
 
     def forward(self, species: Tensor) -> Tensor:
-        """Return (n, n_features) for atomic numbers (n,)."""
+        """Return (n, n_features) for atomic numbers (n,), or codes of atoms with a type."""
+        species = species % self.code_step
         if not bool(self.known[species].all()):
             raise ValueError(
                 "this model does not know the element with atomic number "
@@ -44,3 +50,76 @@ class ElementOneHot(nn.Module):
                 + "; it was not in its training data"
             )
         return self.table[species]
+
+
+class TypeEmbedding(nn.Module):
+    """Learnt features of an atom's type: the sum of those of its surroundings at every depth.
+
+    What only a few atoms have is told apart by a small addition to what many have; an unknown type is what is known of
+    it at fewer bonds, and without any the features are zero.
+
+    Parameters
+    ----------
+    depth
+        Bonds that types go.
+    room
+        Most types.
+    n_features
+        Of each atom.
+    """
+
+    ancestry: Tensor
+    hashes: Tensor
+    depths: Tensor
+    parents: Tensor
+    code_step: Final[int] = CODE_STEP
+
+    def __init__(self, depth: int, room: int, n_features: int):
+        super().__init__()
+        self.depth, self.room = depth, room
+        self.features = nn.Embedding(room + 1, n_features, padding_idx=0)
+        with torch.no_grad():
+            self.features.weight.normal_(std=0.3)[0] = 0.0
+        self.register_buffer("ancestry", torch.zeros(room + 1, depth, dtype=torch.int64))
+        for name in ("hashes", "depths", "parents"):
+            self.register_buffer(name, torch.zeros(room, dtype=torch.int64))
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Return (n, n_features) for codes (n,)."""
+        types = torch.div(codes, self.code_step, rounding_mode="floor")
+        return self.features(self.ancestry[types]).sum(1)
+
+    @torch.jit.unused
+    def set_types(self, types: AtomTypes) -> None:
+        """Learn features of these types."""
+        n_types = len(types.hashes)
+        self.ancestry[: n_types + 1] = torch.from_numpy(types.ancestry(self.depth))
+        for name in types._fields:
+            self.get_buffer(name)[:n_types] = torch.from_numpy(getattr(types, name))
+
+
+def set_types(network: nn.Module, molecules: Iterable[tuple[NDArray[Any], NDArray[Any]]]) -> None:
+    """Let a network know the atom types of some molecules, where it wants any.
+
+    Parameters
+    ----------
+    network
+        With a `TypeEmbedding`, or without.
+    molecules
+        Species (N,) and bonds (B, 2) of each.
+    """
+    parts = [part for part in network.modules() if isinstance(part, TypeEmbedding)]
+    if parts:
+        types = AtomTypes.of(molecules, parts[0].depth, parts[0].room)
+        for part in parts:
+            part.set_types(types)
+
+
+def types_of(module: nn.Module) -> AtomTypes | None:
+    """Return the atom types that a network knows, compiled or not; None where it knows elements alone."""
+    buffers = dict(module.named_buffers())
+    places = sorted(name[: -len("ancestry")] for name in buffers if name.endswith("types.ancestry"))
+    if not places:
+        return None
+    n_types = int((buffers[places[0] + "depths"] > 0).sum())
+    return AtomTypes(*(buffers[places[0] + name][:n_types].cpu().numpy() for name in AtomTypes._fields))

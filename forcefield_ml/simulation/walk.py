@@ -22,6 +22,7 @@ from forcefield_ml.config import StrictConfig
 from forcefield_ml.deploy.force.evaluator import Evaluator
 from forcefield_ml.errors import DatasetError, UnstableError
 from forcefield_ml.models.model import Model
+from forcefield_ml.nn.embedding import types_of
 from forcefield_ml.simulation.build import platform_named
 
 AGREEMENT = 1e-4
@@ -154,8 +155,9 @@ class Walk:
         self.config, self.entry, self.reference, self.max_force = config, entry, reference, max_force
         mask = entry.fields["target_mask"].astype(bool)
         self.targets = np.ones_like(mask) if every_atom else mask
-        species = torch.from_numpy(entry.fields["species"].astype(np.int64))
-        self.evaluator = Evaluator(model, species, torch.from_numpy(self.targets))
+        types, species = types_of(model), entry.fields["species"].astype(np.int64)
+        codes = species if types is None else types.codes(species, entry.fields["bonds"])
+        self.evaluator = Evaluator(model, torch.from_numpy(codes), torch.from_numpy(self.targets))
 
     def run(self, number: int) -> Visited:
         """Return what the run of this number visits; it starts from a frame drawn by the seed."""

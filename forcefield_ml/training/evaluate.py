@@ -14,6 +14,7 @@ from forcefield_ml import pretrained
 from forcefield_ml.data import BatchSource, ForceDataset, Sample, Target
 from forcefield_ml.errors import DatasetError, ForceModeError
 from forcefield_ml.models.interface import Prediction
+from forcefield_ml.nn.embedding import types_of
 from forcefield_ml.progress import ProgressLine, duration
 from forcefield_ml.training import checkpoint as files
 from forcefield_ml.training import predict
@@ -178,6 +179,7 @@ def _about_training(training: dict[str, Any], frames: ForceDataset) -> dict[str,
 
 def _eager(model: Any, frames: ForceDataset) -> predict.Predictor:
     frames.require_species(model.capabilities.elements)
+    frames.encode(types_of(model))
     model.eval()
     # each frame is used once: nothing to cache
     source = BatchSource(frames, model.search(), model.capabilities.n_layers, cache_bytes=0)
@@ -200,11 +202,12 @@ def _read_exported(path: Path) -> tuple[Any, dict[str, Any]]:
 
 def _exported(module: Any, training: dict[str, Any], frames: ForceDataset) -> predict.Predictor:
     frames.require_species(training["species"])
+    frames.encode(types_of(module))
 
     def predictor(item: int) -> Prediction:
         sample = frames[item]
         box = None if sample.box is None else torch.from_numpy(sample.box)
-        species = torch.from_numpy(sample.entry.species).long()
+        species = torch.from_numpy(sample.entry.codes)
         try:
             with torch.no_grad():
                 prediction: Prediction = module(

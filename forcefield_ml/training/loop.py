@@ -19,6 +19,7 @@ from forcefield_ml import models
 from forcefield_ml.config import dump_config
 from forcefield_ml.data import BatchSource, BatchStream, ForceDataset, JoinedDataset, Target
 from forcefield_ml.errors import ConfigError
+from forcefield_ml.nn.embedding import set_types, types_of
 from forcefield_ml.progress import ProgressLine, duration
 from forcefield_ml.training import checkpoint as files
 from forcefield_ml.training.config import RESUME_FREE, TrainingConfig
@@ -141,6 +142,9 @@ def train(config: TrainingConfig, quiet: bool = False) -> TrainingResult:
         if not scale > 0:
             raise ConfigError(f"every target force in {config.dataset} is zero; there is nothing to learn")
         model.set_scale(scale if model.predicts == "magnitude" else scale / math.sqrt(3))
+        set_types(model, training.molecules())
+    for split in (training, validation):
+        split.encode(types_of(model))
     if processes.first:
         _make_folder(config)
     module = ForceModule(model, config, scale, processes)

@@ -147,10 +147,13 @@ def _symmetry(config: ValidationConfig, frames: ForceDataset, message: Message) 
     """Return what the first frame tells of symmetry, lambda and work around loops; None without vectors."""
     import torch
 
+    from forcefield_ml.nn.embedding import types_of
     from forcefield_ml.validation.symmetry import Probed, asymmetry, load_module, loop_work, symmetry
 
+    module = load_module(config.model)
+    frames.encode(types_of(module))
     sample = frames[0]
-    found = symmetry(load_module(config.model), sample, config.seed)
+    found = symmetry(module, sample, config.seed)
     if found is None or config.probes == 0:
         return found
     probed = Probed(load_module(config.model), sample, config.probed_atoms)

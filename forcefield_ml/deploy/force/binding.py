@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from openmm import app
 
@@ -24,6 +25,7 @@ from forcefield_ml import units
 from forcefield_ml.deploy.force.indices import read_indices
 from forcefield_ml.errors import ForceModeError, TopologyError, closest
 from forcefield_ml.graph.box import check_box
+from forcefield_ml.nn.atom_types import CODE_STEP, AtomTypes
 
 FEWEST_HYDROGENS = {
     "ALA": 5, "ARG": 12, "ASH": 5, "ASN": 6, "ASP": 4, "CYM": 4, "CYS": 4, "CYX": 4, "GLH": 7, "GLN": 8, "GLU": 6,
@@ -45,7 +47,7 @@ class Binding:
     n_particles
         Of the whole system.
     species
-        Atomic numbers of the atoms the model sees.
+        What the model is told of the atoms it sees: atomic numbers, or for a model of atom types their codes (`typed`).
     inputs
         Their indices among all particles, ascending.
     targets
@@ -144,6 +146,39 @@ def bind_atoms(
         box=None,
         labels=[label(atom) for atom in seen],
     )
+
+
+def typed(binding: Binding, topology: app.Topology, types: AtomTypes | None) -> Binding:
+    """Return a binding that tells a model the types of the atoms, where it knows any.
+
+    Parameters
+    ----------
+    binding
+        Of `bind` or `bind_atoms`.
+    topology
+        With bonds.
+    types
+        That the model knows; None for elements alone.
+
+    Raises
+    ------
+    TopologyError
+        If the surroundings of an atom, one bond away, are like none that the model was trained on: most often bonds are
+        missing.
+    """
+    if types is None:
+        return binding
+    place = {index: k for k, index in enumerate(binding.inputs)}
+    bonds = [(place[one.index], place[other.index]) for one, other in topology.bonds() if one.index in place]
+    codes = types.codes(np.array(binding.species), np.array(bonds, dtype=np.int64).reshape(-1, 2))
+    strange = [name for name, code in zip(binding.labels, codes.tolist(), strict=True) if code < CODE_STEP]
+    if strange:
+        raise TopologyError(
+            f"{some(strange)}: bonded as no atom that the model was trained on. Most often the topology lacks bonds (it "
+            f"has {len(bonds)}): topology.createStandardBonds() and createDisulfideBonds(positions) add those of "
+            "proteins; other molecules need a file that holds them, or a model trained on such"
+        )
+    return replace(binding, species=codes.tolist())
 
 
 def solute_atoms(topology: app.Topology) -> list[int]:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from forcefield_ml import units
 from forcefield_ml.errors import ConfigError
+from forcefield_ml.nn.atom_types import CODE_STEP
 
 SHORTEST_BOND, LONGEST_BOND = 0.03, 0.3
 """nm, between a hydrogen and its nearest atom; 0.07 to 0.13 in molecules. Ten times more or less is another unit."""
@@ -54,7 +55,7 @@ def check_unit(positions: NDArray[np.float64], species: Any) -> None:
     positions
         (N, 3) nm, finite.
     species
-        (N,) atomic numbers.
+        (N,) atomic numbers, or codes of atom types.
 
     Raises
     ------
@@ -64,7 +65,7 @@ def check_unit(positions: NDArray[np.float64], species: Any) -> None:
     """
     from scipy.spatial import cKDTree
 
-    hydrogens = np.flatnonzero(np.asarray(species) == 1)
+    hydrogens = np.flatnonzero(np.asarray(species) % CODE_STEP == 1)
     if not len(hydrogens) or len(positions) < 2:
         return
     nearest = cKDTree(positions).query(positions[hydrogens], k=2)[0][:, 1]

@@ -178,6 +178,11 @@ class ForcefieldMLCalculator(Calculator):
         return self._evaluate
 
     def _make_evaluator(self, atoms: Atoms) -> Callable[[torch.Tensor, torch.Tensor | None], Prediction]:
+        if self.model.atom_types is not None:
+            raise ForceModeError(
+                "this model knows atoms by their bonds, which ASE's Atoms do not hold; use it in OpenMM, or a model of "
+                "elements alone (model.type_depth = 0 in training)"
+            )
         known = self.model.card["species"]
         unknown = self._seen[~np.isin(atoms.numbers[self._seen], known)]
         if len(unknown):

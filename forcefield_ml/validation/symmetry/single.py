@@ -52,7 +52,7 @@ class Probed:
 
     def __init__(self, module: torch.nn.Module, sample: Sample, most: int | None = None):
         self._module = module.double()
-        self._species = torch.from_numpy(sample.entry.species.astype(np.int64))
+        self._species = torch.from_numpy(sample.entry.codes)
         self._all = torch.from_numpy(np.ascontiguousarray(sample.positions, dtype=np.float64))
         self._box = None if sample.box is None else torch.from_numpy(np.asarray(sample.box, dtype=np.float64))
         block = np.flatnonzero(sample.entry.target_mask)
@@ -96,7 +96,7 @@ def symmetry(module: torch.nn.Module, sample: Sample, seed: int = 0) -> dict[str
         The four, ``reference_net_force``, ``reference_net_torque``, ``entry``, ``atoms``; None for a model that
         predicts no vectors.
     """
-    species = torch.from_numpy(sample.entry.species.astype(np.int64))
+    species = torch.from_numpy(sample.entry.codes)
     targets = torch.from_numpy(sample.entry.target_mask)
     positions = torch.from_numpy(np.ascontiguousarray(sample.positions, dtype=np.float64))
     generator = torch.Generator().manual_seed(seed)
