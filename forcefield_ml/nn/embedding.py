@@ -77,9 +77,7 @@ class TypeEmbedding(nn.Module):
     def __init__(self, depth: int, room: int, n_features: int):
         super().__init__()
         self.depth, self.room = depth, room
-        self.features = nn.Embedding(room + 1, n_features, padding_idx=0)
-        with torch.no_grad():
-            self.features.weight.normal_(std=0.3)[0] = 0.0
+        self.weights = nn.Parameter(0.3 * torch.randn(room, n_features))
         self.register_buffer("ancestry", torch.zeros(room + 1, depth, dtype=torch.int64))
         for name in ("hashes", "depths", "parents"):
             self.register_buffer(name, torch.zeros(room, dtype=torch.int64))
@@ -87,7 +85,9 @@ class TypeEmbedding(nn.Module):
     def forward(self, codes: Tensor) -> Tensor:
         """Return (n, n_features) for codes (n,)."""
         types = torch.div(codes, self.code_step, rounding_mode="floor")
-        return self.features(self.ancestry[types]).sum(1)
+        table = torch.cat([torch.zeros_like(self.weights[:1]), self.weights])
+        found = table.index_select(0, self.ancestry[types].reshape(-1))
+        return found.view(codes.shape[0], self.depth, -1).sum(1)
 
     @torch.jit.unused
     def set_types(self, types: AtomTypes) -> None:

@@ -174,8 +174,8 @@ def typed(binding: Binding, topology: app.Topology, types: AtomTypes | None) -> 
     strange = [name for name, code in zip(binding.labels, codes.tolist(), strict=True) if code < CODE_STEP]
     if strange:
         raise TopologyError(
-            f"{some(strange)}: bonded as no atom that the model was trained on. Most often the topology lacks bonds (it "
-            f"has {len(bonds)}): topology.createStandardBonds() and createDisulfideBonds(positions) add those of "
+            f"{some(strange)}: bonded as no atom that the model was trained on. Most often the topology lacks bonds "
+            f"(it has {len(bonds)}): topology.createStandardBonds() and createDisulfideBonds(positions) add those of "
             "proteins; other molecules need a file that holds them, or a model trained on such"
         )
     return replace(binding, species=codes.tolist())

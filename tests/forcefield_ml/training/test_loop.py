@@ -8,9 +8,11 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -18,11 +20,14 @@ from dataset_files import TINY_MODELS, write_dataset
 
 from forcefield_ml import models
 from forcefield_ml.config import parse_config
-from forcefield_ml.data import BatchSource
+from forcefield_ml.data import BatchSource, ForceDataset
 from forcefield_ml.errors import ConfigError, DatasetError, UnstableError
+from forcefield_ml.nn.atom_types import CODE_STEP, AtomTypes
+from forcefield_ml.nn.embedding import types_of
 from forcefield_ml.training import checkpoint as files
 from forcefield_ml.training.average import WeightAverage
 from forcefield_ml.training.config import TrainingConfig
+from forcefield_ml.training.evaluate import evaluate
 from forcefield_ml.training.log import read_log
 from forcefield_ml.training.loop import train
 
@@ -324,3 +329,28 @@ def test_cuda_device_trains_alike(settings, tmp_path, precision):
         [row["loss"] for row in read_log(folder / "log.csv")] for folder in (settings["output"], tmp_path / "cuda")
     )
     assert found == pytest.approx(expected, rel=1e-3 if precision == "32" else 0.03)
+
+
+def test_atom_types_are_learnt_and_kept(settings, tmp_path):
+    """A typed model learns on, resumes with and is judged by the types of its data; the next one keeps them."""
+    torch.set_num_threads(1)
+    settings |= {"model": {**TINY_MODELS["fast"], "type_depth": 2}, "schedule": "constant"}
+    whole = run(settings, output=tmp_path / "whole")
+    run(settings, max_batches=5)
+    run(settings)
+    expected, found = (weights(folder / "best.pt") for folder in (tmp_path / "whole", settings["output"]))
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+    model, _ = files.load_model(tmp_path / "whole" / "best.pt")
+    types = types_of(model)
+    with closing(ForceDataset(settings["dataset"], "train")) as training:
+        known = AtomTypes.of(training.molecules(), 2, 512)
+        training.encode(types)
+        codes = BatchSource(training, model.search(), 2).whole_frame(0).atoms.species
+    assert types is not None and len(types.hashes) and all(map(np.array_equal, types, known))
+    assert (codes >= CODE_STEP).any()
+    assert evaluate(tmp_path / "whole" / "best.pt", settings["dataset"], "validation")["tensor"] == pytest.approx(
+        whole.metrics["tensor"], rel=1e-5
+    )
+    further = run(settings, output=tmp_path / "further", start_from=tmp_path / "whole" / "best.pt")
+    kept = types_of(files.load_model(further.checkpoint)[0])
+    assert kept is not None and np.array_equal(kept.hashes, types.hashes)
