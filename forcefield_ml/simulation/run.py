@@ -172,11 +172,15 @@ def simulate(config: SimulationConfig, restart: bool = False, message: Message =
         raise KeyboardInterrupt
     if event is not None:
         raise UnstableError(
-            f"stopped at step {event.step} of {config.steps}: {event.reason}; worst: {', '.join(event.atoms[:3])}. "
+            f"stopped at step {event.step} of {config.steps}: {event.reason}{_worst(event)}. "
             f"The last good state (step {last.step}) and result.json are in {folder}. Try a smaller timestep, the "
             "other start, or a better model."
         )
     return result
+
+
+def _worst(event: stability.Event) -> str:
+    return f"; worst: {', '.join(event.atoms[:3])}" if event.atoms else ""
 
 
 def summary(result: dict[str, Any], folder: Path) -> str:
