@@ -36,12 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="output folders of `forcefield-ml simulate`")
     parser.add_argument("-o", "--output", type=Path, help="Markdown file; printed where none is named")
-    parser.add_argument("--note", default="", help="a file whose text stands under the table")
+    parser.add_argument("--note", default="", help="what a reader must know of the runs")
     options = parser.parse_args(arguments)
     given = [str(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     page = markdown(options.runs, shlex.join(["python", "benchmarks/runs_page.py", *given]))
     if options.note:
-        page += "\n" + Path(options.note).read_text(encoding="utf-8")
+        page += f"\n{options.note}\n"
     if options.output is None:
         print(page, end="")
     else:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,7 +33,19 @@ def test_ships_with_card_and_recipe(name: str) -> None:
     for key in ("preset", "learning_rate", "ema", "targets_per_batch", "seed", "delta"):
         assert told[key] == getattr(recipe, key), key
     data = load_data_config(path.with_name(f"{name}-data.yaml"))
-    assert set(training["entries"]) <= set(data.select.ids or [])
+    assert set(training["entries"]) <= set(data.select.ids or training["entries"])
+    assert f"forcefield_ml/pretrained/{name}-data.yaml" in path.with_suffix(".yaml").read_text(encoding="utf-8")
+
+
+def test_every_recipe_is_one() -> None:
+    """Each YAML beside the models is the configuration of a command, and named by the recipe of a model."""
+    told = "".join(
+        pretrained.path(name).with_suffix(".yaml").read_text(encoding="utf-8") for name in pretrained.names()
+    )
+    for path in sorted(pretrained.FOLDER.glob("*.yaml")):
+        load: Any = load_data_config if path.stem.endswith("-data") else partial(load_config, TrainingConfig)
+        load(path)
+        assert f"forcefield_ml/pretrained/{path.name}" in told
 
 
 def test_names_and_paths(tmp_path: Path) -> None:
