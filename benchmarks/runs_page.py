@@ -39,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--note", default="", help="what a reader must know of the runs")
     options = parser.parse_args(arguments)
     given = [str(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    if "--note" in given:
+        given[given.index("--note") + 1] = "..."  # it stands below
     page = markdown(options.runs, shlex.join(["python", "benchmarks/runs_page.py", *given]))
     if options.note:
         page += f"\n{options.note}\n"
