@@ -211,11 +211,11 @@ class ForceDataset:
 
     def encode(self, types: AtomTypes | None) -> None:
         """Let samples tell the atom types that a model knows; None for elements alone."""
-        molecules = [None] * len(self.entries) if types is None else list(self.molecules())
-        self.entries = [
-            replace(entry, codes=np.zeros(0, dtype=np.int64) if types is None or told is None else types.codes(*told))
-            for entry, told in zip(self.entries, molecules, strict=True)
-        ]
+        if types is None:
+            codes = [entry.species.astype(np.int64) for entry in self.entries]
+        else:
+            codes = [types.codes(species, bonds) for species, bonds in self.molecules()]
+        self.entries = [replace(entry, codes=told) for entry, told in zip(self.entries, codes, strict=True)]
         self.index = [(entry, frame) for entry in self.entries for frame in entry.frames]
 
     def require_frames(self) -> None:
