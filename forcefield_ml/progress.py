@@ -52,6 +52,11 @@ class ProgressLine:
         if self._bar:
             self._bar.stop()
 
+    def say(self, text: str) -> None:
+        """Print a line of its own, above the bar where there is one."""
+        if not self._quiet:
+            self._console.print(f"{self._title}: {text}", highlight=False, soft_wrap=True)
+
     def show(self, part: float, text: str, last: bool = False) -> None:
         """Show progress.
 

@@ -25,6 +25,7 @@ from forcefield_ml.training import checkpoint as files
 from forcefield_ml.training.config import RESUME_FREE, TrainingConfig
 from forcefield_ml.training.module import ForceModule
 from forcefield_ml.training.processes import Processes
+from forcefield_ml.training.start import Begun, begin_with
 from forcefield_ml.training.supervisor import BEST, LAST, Supervisor, former_signal_handlers, headline
 
 CONFIG = "config.yaml"
@@ -123,6 +124,7 @@ def train(config: TrainingConfig, quiet: bool = False) -> TrainingResult:
     for split in (training, validation):
         split.require_species(model.capabilities.elements)
     learnt_before: dict[str, Any] | None = None
+    begun: Begun | None = None
     former = _former_run(config, training, processes.size)
     if former is not None and former.resume is not None:
         if _is_finished(config, former.resume):
@@ -133,10 +135,9 @@ def train(config: TrainingConfig, quiet: bool = False) -> TrainingResult:
         scale = float(former.resume["scale"])
     elif config.start_from is not None:
         start = files.load(config.start_from)
-        _require_same_network(start, model, config.start_from)
-        model.load_state_dict(start.state_dict)
+        begun = begin_with(start, model, training.molecules(), config.start_from)
         scale = float(start.training["scale"])
-        learnt_before = _learnt_before(start, config.start_from)
+        learnt_before = {**_learnt_before(start, config.start_from), **begun.record()}
     else:
         scale = training.rms_target_force()
         if not scale > 0:
@@ -175,6 +176,8 @@ def train(config: TrainingConfig, quiet: bool = False) -> TrainingResult:
     card = _card(config, training, scale, processes.size, learnt_before)
     quiet = quiet or not processes.first
     with closing(training), closing(validation), ProgressLine(title, quiet) as line, _quiet_lightning():
+        if begun is not None:
+            line.say(f"{config.start_from}: {begun.told()}")
         supervisor = Supervisor(module, sources[1], stream, card, line, former)
         trainer = lightning.Trainer(
             accelerator="cuda" if cuda else "cpu",
@@ -214,17 +217,6 @@ def _require_fit(config: TrainingConfig, model: models.Model | models.TwoHeads, 
             f"the energy of a model of target {target.name!r} on solute atoms serves no simulation: it is conserved "
             "only where every atom it depends on feels its gradient. Set target_atoms: all, or target: solute_alone",
             stacklevel=3,
-        )
-
-
-def _require_same_network(start: files.Checkpoint, model: models.Model | models.TwoHeads, path: Path) -> None:
-    known, wanted = models.parse_config(start.model_config).model_dump(mode="json"), model.config
-    keys = [key for key in sorted({*known, *wanted}) if known.get(key) != wanted.get(key)]
-    changed = [f"{key} was {known.get(key)!r}, is {wanted.get(key)!r}" for key in keys]
-    if changed:
-        raise ConfigError(
-            f"start_from: {path} is a checkpoint of another network ({'; '.join(changed)}). Take its settings under "
-            "model, or leave start_from out"
         )
 
 

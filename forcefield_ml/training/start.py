@@ -1,0 +1,120 @@
+"""What a new run takes of a checkpoint that it begins with: all that both networks have. The rest begins fresh.
+
+A direct model is cheap to train, and what its backbone has learnt serves an energy as well; a network of elements alone
+serves one of atom types. So the checkpoint's head may be another, and types may be new. Everything else is the same
+network or is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from numpy.typing import NDArray
+
+from forcefield_ml import models
+from forcefield_ml.errors import ConfigError
+from forcefield_ml.nn.embedding import TypeEmbedding, set_types
+from forcefield_ml.training import checkpoint as files
+
+HEADS_OF = {"vector": ("vector",), "energy": ("energy",), "both": ("vector", "energy")}
+"""``head`` -> the heads that a network has."""
+
+FIRST_ENERGY = 0.1
+"""Times the weights of an energy head that begins on a trained backbone. By gradient that gives larger forces than the
+direct head's, since its scalars change faster than those of one without training: noise of twice the signal."""
+
+
+class Begun(NamedTuple):
+    """What a run began with.
+
+    Attributes
+    ----------
+    taken, fresh
+        Names of the parts: backbone, the heads, atom types.
+    """
+
+    taken: tuple[str, ...]
+    fresh: tuple[str, ...]
+
+    def record(self) -> dict[str, list[str]]:
+        """Return plain lists, for the checkpoint."""
+        return {"taken": list(self.taken), "fresh": list(self.fresh)}
+
+    def told(self) -> str:
+        """Return one line for the log."""
+        return f"taken: {', '.join(self.taken)}; begins fresh: {', '.join(self.fresh) or 'nothing'}"
+
+
+def begin_with(
+    start: files.Checkpoint,
+    model: models.Model | models.TwoHeads,
+    molecules: Iterable[tuple[NDArray[Any], NDArray[Any]]],
+    path: Path,
+) -> Begun:
+    """Put a checkpoint's weights into a fresh model.
+
+    Parameters
+    ----------
+    start
+        The checkpoint.
+    model
+        Of the new run; changed in place. Predictions of a head that is taken are the checkpoint's, bit for bit.
+    molecules
+        Of the training data; as for `set_types`.
+    path
+        Of the checkpoint, for messages.
+
+    Raises
+    ------
+    ConfigError
+        If it is of another network.
+    ModelFileError
+        If its weights do not fit the model it names.
+    """
+    known = models.parse_config(start.model_config).model_dump(mode="json")
+    _require_same_backbone(known, model.config, path)
+    former = {name: files.rebuild(start, str(path), name) for name in HEADS_OF[known["head"]]}
+    taken, fresh = ["backbone"], []
+    (backbone, *_), types = (part.backbone for part in former.values()), _new_types(known, model)
+    for name, part in model.parts.items():
+        part.backbone.load_state_dict(backbone.state_dict(), strict=not types)
+        if name in former:
+            part.head.load_state_dict(former[name].head.state_dict())
+            taken.append(f"{name} head")
+        else:
+            part.set_scale(float(start.training["scale"]) / math.sqrt(3))
+            with torch.no_grad():
+                part.head.weights.mul_(FIRST_ENERGY)
+            fresh.append(f"{name} head")
+    if types:
+        set_types(model, molecules)
+        for embedding in types:
+            torch.nn.init.zeros_(embedding.weights)  # adds nothing: the first forces are those of the elements alone
+        fresh.append("atom types")
+    return Begun(tuple(taken), tuple(fresh))
+
+
+def _new_types(known: dict[str, Any], model: models.Model | models.TwoHeads) -> list[TypeEmbedding]:
+    """Return the model's tables of atom types if the checkpoint has none."""
+    if known.get("type_depth", 0):
+        return []
+    return [part for part in model.modules() if isinstance(part, TypeEmbedding)]
+
+
+def _require_same_backbone(known: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
+    free = set()
+    if known["head"] == "both" or wanted["head"] != "vector":
+        free.add("head")
+    if known.get("type_depth") == 0:
+        free |= {"type_depth", "n_types"}
+    keys = [key for key in sorted({*known, *wanted} - free) if known.get(key) != wanted.get(key)]
+    changed = [f"{key} was {known.get(key)!r}, is {wanted.get(key)!r}" for key in keys]
+    if changed:
+        raise ConfigError(
+            f"start_from: {path} is a checkpoint of another network ({'; '.join(changed)}). Take its settings under "
+            "model, or leave start_from out"
+        )
