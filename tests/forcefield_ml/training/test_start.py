@@ -102,9 +102,7 @@ def test_what_both_have_is_taken(trained: dict[str, Path], dataset_path: Path, b
 
 
 @pytest.mark.parametrize("after", ["energy", "both"])
-def test_a_fresh_energy_is_small_beside_direct_forces(
-    trained: dict[str, Path], dataset_path: Path, after: str
-) -> None:
+def test_a_fresh_energy_is_small_beside_direct_forces(trained: dict[str, Path], dataset_path: Path, after: str) -> None:
     """In the unit of the direct forces, not zero, and far below them: it is noise on what the backbone knows."""
     model, _ = begin(trained["vector"], dataset_path, head=after)
     direct = rms(predicted(files.load_model(trained["vector"])[0], dataset_path).forces)
