@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from numpy.typing import NDArray
 
 from forcefield_ml import models
@@ -77,23 +76,24 @@ def begin_with(
     """
     known = models.parse_config(start.model_config).model_dump(mode="json")
     _require_same_backbone(known, model.config, path)
-    former = {name: files.rebuild(start, str(path), name) for name in HEADS_OF[known["head"]]}
+    former: dict[str, Any] = {name: files.rebuild(start, str(path), name) for name in HEADS_OF[known["head"]]}
+    backbone = next(iter(former.values())).backbone.state_dict()
+    types = _new_types(known, model)
     taken, fresh = ["backbone"], []
-    (backbone, *_), types = (part.backbone for part in former.values()), _new_types(known, model)
     for name, part in model.parts.items():
-        part.backbone.load_state_dict(backbone.state_dict(), strict=not types)
+        part.backbone.load_state_dict(backbone, strict=not types)
         if name in former:
             part.head.load_state_dict(former[name].head.state_dict())
             taken.append(f"{name} head")
         else:
             part.set_scale(float(start.training["scale"]) / math.sqrt(3))
-            with torch.no_grad():
-                part.head.weights.mul_(FIRST_ENERGY)
+            if name == "energy":
+                part.head.weights.data.mul_(FIRST_ENERGY)
             fresh.append(f"{name} head")
     if types:
         set_types(model, molecules)
         for embedding in types:
-            torch.nn.init.zeros_(embedding.weights)  # adds nothing: the first forces are those of the elements alone
+            embedding.weights.data.zero_()  # adds nothing: the first forces are those of the elements alone
         fresh.append("atom types")
     return Begun(tuple(taken), tuple(fresh))
 
