@@ -236,6 +236,13 @@ def export(
     checkpoint: Annotated[Path, typer.Argument(help="best.pt or last.pt of a training run")],
     output: Annotated[Path, typer.Option("--output", "-o", help="the file to write")] = Path("model.pt"),
     head: Annotated[str | None, typer.Option(help="vector or energy, of a checkpoint that holds both")] = None,
+    evaluation: Annotated[
+        Path | None, typer.Option(help="JSON of `evaluate --json`, made of this checkpoint, for the card")
+    ] = None,
+    validation: Annotated[
+        Path | None,
+        typer.Option(help="report.json of `validate`, made of this checkpoint or its model.pt, for the card"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the model's card as JSON")] = False,
 ) -> None:
     """Make model.pt, the file that OpenMM loads, of a checkpoint.
@@ -245,7 +252,7 @@ def export(
     """
     from forcefield_ml.deploy.model_file import bundle
 
-    written = bundle.export(checkpoint, output, head)
+    written = bundle.export(checkpoint, output, head, evaluation, validation)
     card = bundle.read_card(written)
     if as_json:
         typer.echo(json.dumps(card, indent=1, ensure_ascii=False))
@@ -254,6 +261,41 @@ def export(
             f"{written}: {card['architecture']}, predicts {card['predicts']} forces of {card['target_atoms']} atoms"
             + (" as the gradient of an energy" if card["energy"] else "")
         )
+
+
+@app.command()
+def card(
+    model: Annotated[Path, typer.Argument(help="model.pt, or the name of one that ships")],
+    evaluation: Annotated[Path | None, typer.Option(help="JSON of `evaluate --json`, to put into the card")] = None,
+    validation: Annotated[Path | None, typer.Option(help="report.json of `validate`, to put into the card")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="model.pt to write with what was put into the card")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the whole card as JSON")] = False,
+) -> None:
+    """Show what a model is, what it learnt from, its errors and what it is fit for; or put the latter two in.
+
+    What evaluate and validate found is taken only if it was made of the same weights, and not on the training split.
+    The network in the file stays what it is, byte for byte; only the card changes.
+    """
+    from forcefield_ml import pretrained
+    from forcefield_ml.deploy.model_file import bundle
+    from forcefield_ml.deploy.model_file.describe import show
+    from forcefield_ml.errors import ConfigError
+
+    path = pretrained.resolve(model)
+    given = evaluation is not None or validation is not None
+    if given != (output is not None):
+        raise ConfigError(
+            "--evaluation and --validation put something into the card of a new file: give its name, -o new.pt"
+            if given
+            else f"-o {output} without anything to put into the card: give --evaluation eval.json, --validation "
+            "report.json or both, or leave out -o to see the card"
+        )
+    if output is not None:
+        bundle.amend(path, output, evaluation, validation)
+        path = output
+    typer.echo(show(path, as_json))
 
 
 @app.command()

@@ -38,6 +38,8 @@ class JoinedDataset(ForceDataset):
         Of all.
     content_sha256
         Of the first where there are no others; else over all of theirs, in order.
+    contents : list of dict
+        ``name`` of the file, ``content_sha256`` and ``n_frames`` of each, the first first.
 
     Raises
     ------
@@ -53,6 +55,10 @@ class JoinedDataset(ForceDataset):
             self._require_fit(part)
         lengths = [len(self.index), *(len(part) for part in parts)]
         self._parts, self._starts = parts, list(accumulate(lengths, initial=0))
+        self.contents = [
+            {"name": part.path.name, "content_sha256": part.content_sha256, "n_frames": len(part.index)}
+            for part in (self, *parts)
+        ]
         if parts:
             digests = [self.content_sha256, *(part.content_sha256 for part in parts)]
             self.content_sha256 = hashlib.sha256(" ".join(digests).encode()).hexdigest()

@@ -12,6 +12,9 @@ from forcefield_ml.errors import ModelFileError, closest
 
 FOLDER = Path(__file__).resolve().parent
 
+LICENCE = "MIT, as the package it ships with; it learnt from PDB entries, which are in the public domain (CC0 1.0)"
+"""Of the models that ship."""
+
 
 def names() -> list[str]:
     """Return the names of the models that ship."""

@@ -47,7 +47,8 @@ class Checkpoint:
     training
         What the card tells of the training: entries (list), sequences (entry to sequence), residues (names),
         dataset_sha256, protocol, force_field, n_batches, recipe (the resolved training configuration), seed; predicts
-        and target_atoms (as `data.Target` names them), reciprocal (as `data.ForceDataset.reciprocal`).
+        and target_atoms (as `data.Target` names them), reciprocal (as `data.ForceDataset.reciprocal`); stages (see
+        `training.provenance`).
     metrics
         Of the validation split, as `metrics.with_naive`; empty where there is none.
     versions

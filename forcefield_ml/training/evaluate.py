@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import gemmi
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+import forcefield_ml
 from forcefield_ml import pretrained
 from forcefield_ml.data import BatchSource, ForceDataset, Sample, Target
 from forcefield_ml.errors import DatasetError, ForceModeError
+from forcefield_ml.models.fingerprint import weights_sha256
 from forcefield_ml.models.interface import Prediction
 from forcefield_ml.nn.embedding import types_of
 from forcefield_ml.progress import ProgressLine, duration
 from forcefield_ml.training import checkpoint as files
 from forcefield_ml.training import predict
 from forcefield_ml.training.metrics import grouped, mean_and_error, with_naive
+
+FORMAT = "forcefield-ml-evaluation"
+"""Value of ``format`` in the JSON."""
 
 
 def evaluate(
@@ -50,8 +57,9 @@ def evaluate(
     -------
     dict
         The metrics of `metrics.KEYS` over all atoms pooled that the dataset marks, ``naive``, ``proteins`` (mean,
-        standard_error, each), ``elements``, and what was evaluated. For a model of all atoms ``others`` has the same
-        of those not marked; where something is supplied, ``network`` compares what is the network's own.
+        standard_error, each), ``elements``, ``residues`` (by their names in the dataset), ``weights_sha256`` (see
+        `models.fingerprint`), and what was evaluated. For a model of all atoms ``others`` has the same of those not
+        marked; where something is supplied, ``network`` compares what is the network's own.
 
     Raises
     ------
@@ -68,12 +76,12 @@ def evaluate(
     if not isinstance(model, str | Path):
         frames = dataset if isinstance(dataset, ForceDataset) else ForceDataset(dataset, split)
         frames.require_frames()
-        predictor = _eager(model, frames)
+        predictor, weights = _eager(model, frames), weights_sha256(model.state_dict())
     else:
         model = pretrained.resolve(model)
         about["model"] = model.name
         exported = files.is_torchscript(model)
-        loaded, training = _read_exported(model) if exported else _read_checkpoint(model)
+        loaded, training, weights = _read_exported(model) if exported else _read_checkpoint(model)
         frames = _frames(dataset, split, files.target_of(training), model)
         frames.require_frames()
         predictor = _exported(loaded, training, frames) if exported else _eager(loaded, frames)
@@ -95,13 +103,18 @@ def evaluate(
         atoms.save(per_atom)
     each = grouped(atoms.predicted, atoms.target, atoms.entry, atoms.entries)
     numbers, element = np.unique(atoms.species, return_inverse=True)
+    residues, residue = np.unique(_residue_names(frames, atoms), return_inverse=True)
     return {
+        "format": FORMAT,
+        "made": f"forcefield-ml {forcefield_ml.__version__}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "weights_sha256": weights,
         **with_naive(atoms.predicted, atoms.target),
         "units": {"tensor": "meV/Å", "magnitude": "meV/Å", "angle": "degrees"},
         "proteins": {**mean_and_error(each), "each": each},
         "elements": grouped(
             atoms.predicted, atoms.target, element, [gemmi.Element(int(number)).name for number in numbers]
         ),
+        "residues": grouped(atoms.predicted, atoms.target, residue, residues.tolist()),
         **_besides(frames, everything),
         "predicts": frames.target.name,
         "compared_with": "solute_alone" if frames.target.alone else "total",
@@ -153,6 +166,15 @@ def _besides(frames: ForceDataset, everything: predict.PerAtom) -> dict[str, Any
     return found
 
 
+def _residue_names(frames: ForceDataset, atoms: predict.PerAtom) -> NDArray[np.str_]:
+    """Return the name of each atom's residue, (n,), as the dataset has it."""
+    names = np.empty(len(atoms.entry), dtype="U8")
+    for which in np.unique(atoms.entry):
+        rows = atoms.entry == which
+        names[rows] = frames.described(atoms.entries[which])["residue_names"][atoms.atom[rows]]
+    return names
+
+
 def _frames(dataset: ForceDataset | Path | str, split: str, target: Target, model: Path) -> ForceDataset:
     """Return the frames with what a model predicts."""
     if not isinstance(dataset, ForceDataset):
@@ -186,18 +208,18 @@ def _eager(model: Any, frames: ForceDataset) -> predict.Predictor:
     return predict.model_predictor(model, source)
 
 
-def _read_checkpoint(path: Path) -> tuple[Any, dict[str, Any]]:
+def _read_checkpoint(path: Path) -> tuple[Any, dict[str, Any], str]:
     model, checkpoint = files.load_model(path)
-    return model, checkpoint.training
+    return model, checkpoint.training, weights_sha256(model.state_dict())
 
 
-def _read_exported(path: Path) -> tuple[Any, dict[str, Any]]:
-    """Return a model.pt and what its card tells of the training; the card's own word is what it predicts."""
+def _read_exported(path: Path) -> tuple[Any, dict[str, Any], str]:
+    """Return a model.pt, what its card tells of the training (what it predicts is the card's own word), its weights."""
     from forcefield_ml.deploy.model_file import bundle
 
     card, module, _ = bundle.read(path)
     told = {key: card[key] for key in ("predicts", "target_atoms", "species")}
-    return module, {**card["training"], **told}
+    return module, {**card["training"], **told}, bundle.weights_of(card, module, str(path))
 
 
 def _exported(module: Any, training: dict[str, Any], frames: ForceDataset) -> predict.Predictor:

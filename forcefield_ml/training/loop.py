@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import warnings
@@ -22,6 +21,7 @@ from forcefield_ml.errors import ConfigError
 from forcefield_ml.nn.embedding import set_types, types_of
 from forcefield_ml.progress import ProgressLine, duration
 from forcefield_ml.training import checkpoint as files
+from forcefield_ml.training import provenance
 from forcefield_ml.training.config import RESUME_FREE, TrainingConfig
 from forcefield_ml.training.module import ForceModule
 from forcefield_ml.training.processes import Processes
@@ -125,11 +125,13 @@ def train(config: TrainingConfig, quiet: bool = False) -> TrainingResult:
         split.require_species(model.capabilities.elements)
     learnt_before: dict[str, Any] | None = None
     begun: Begun | None = None
+    stages: list[dict[str, Any]] = []
     former = _former_run(config, training, processes.size)
     if former is not None and former.resume is not None:
         if _is_finished(config, former.resume):
             return _result(config, former, finished=True)
         learnt_before = former.training.get("started_from")
+        stages = provenance.stages_of(former.training)[:-1]
         model.load_state_dict(former.resume["state_dict"])
         torch.set_rng_state(former.resume["random"])
         scale = float(former.resume["scale"])
@@ -137,7 +139,8 @@ def train(config: TrainingConfig, quiet: bool = False) -> TrainingResult:
         start = files.load(config.start_from)
         begun = begin_with(start, model, training.molecules(), config.start_from)
         scale = float(start.training["scale"])
-        learnt_before = {**_learnt_before(start, config.start_from), **begun.record()}
+        learnt_before = {**provenance.learnt_before(start, config.start_from), **begun.record()}
+        stages = provenance.stages_of(start.training)
     else:
         scale = training.rms_target_force()
         if not scale > 0:
@@ -173,7 +176,7 @@ def train(config: TrainingConfig, quiet: bool = False) -> TrainingResult:
         n_threads=config.loader_threads,
         pin=cuda,
     )
-    card = _card(config, training, scale, processes.size, learnt_before)
+    card = _card(config, training, scale, processes.size, learnt_before, stages)
     quiet = quiet or not processes.first
     with closing(training), closing(validation), ProgressLine(title, quiet) as line, _quiet_lightning():
         if begun is not None:
@@ -220,21 +223,13 @@ def _require_fit(config: TrainingConfig, model: models.Model | models.TwoHeads, 
         )
 
 
-def _learnt_before(start: files.Checkpoint, path: Path) -> dict[str, Any]:
-    """Return what a new run's card must tell of the run that it begins with: what was learnt stays learnt."""
-    about = start.training
-    earlier = about.get("started_from") or {}
-    return {
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "dataset_sha256": about.get("dataset_sha256"),
-        "n_batches": about.get("n_batches", 0) + earlier.get("n_batches", 0),
-        "sequences": {**earlier.get("sequences", {}), **about.get("sequences", {})},
-        "residues": sorted({*earlier.get("residues", []), *about.get("residues", [])}),
-    }
-
-
 def _card(
-    config: TrainingConfig, training: ForceDataset, scale: float, n_processes: int, learnt_before: dict[str, Any] | None
+    config: TrainingConfig,
+    training: JoinedDataset,
+    scale: float,
+    n_processes: int,
+    learnt_before: dict[str, Any] | None,
+    stages: list[dict[str, Any]],
 ) -> dict[str, Any]:
     before = learnt_before or {"sequences": {}, "residues": []}
     sequences = {**before["sequences"], **training.sequences()}
@@ -243,6 +238,7 @@ def _card(
         "sequences": sequences,
         "residues": sorted({*training.residue_names(), *before["residues"]}),
         "started_from": learnt_before,
+        "stages": [*stages, provenance.new_stage(config, training, before)],
         "n_frames": len(training),
         "dataset_sha256": training.content_sha256,
         "protocol": training.protocol,

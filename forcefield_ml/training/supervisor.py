@@ -20,7 +20,7 @@ from forcefield_ml.errors import UnstableError
 from forcefield_ml.models.interface import Prediction
 from forcefield_ml.progress import ProgressLine, duration
 from forcefield_ml.training import checkpoint as files
-from forcefield_ml.training import predict
+from forcefield_ml.training import predict, provenance
 from forcefield_ml.training.average import WeightAverage
 from forcefield_ml.training.log import CsvLog
 from forcefield_ml.training.metrics import with_naive
@@ -46,7 +46,7 @@ class Supervisor(lightning.Callback):
     stream
         Of the training batches; it knows how long it was waited for.
     card
-        What the checkpoint tells of the training, but for the number of batches.
+        What the checkpoint tells of the training, but for batches and seconds.
     line
         Where progress is shown.
     former
@@ -257,7 +257,10 @@ class Supervisor(lightning.Callback):
         checkpoint = files.Checkpoint(
             model_config=self.config.model,
             state_dict=weights,
-            training={**self.card, "n_batches": self.n_batches, "seconds": self.seconds, "seconds_waited": self.waited},
+            training={
+                **provenance.with_progress(self.card, self.n_batches, self.seconds),
+                "seconds_waited": self.waited,
+            },
             metrics=self.metrics,
         )
         loss = self.metrics.get("loss", math.inf)

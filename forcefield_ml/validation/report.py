@@ -14,14 +14,14 @@ from markupsafe import Markup
 
 import forcefield_ml
 from forcefield_ml.data import ForceDataset
+from forcefield_ml.deploy.model_file.judgement import REPORT_FORMAT
 from forcefield_ml.files import write_whole
 from forcefield_ml.validation import figures, paper
 from forcefield_ml.validation.dynamics import plots as dynamics_plots
 from forcefield_ml.validation.forces import Detail, PerAtomForces, in_detail, read_forces
+from forcefield_ml.validation.summary import summary
 from forcefield_ml.validation.uses import FIT, judge
 from forcefield_ml.validation.verdict import describe_model, verdict
-
-FORMAT = "forcefield-ml-report"
 
 METRICS = (
     ("tensor", "Tensor", "meV/Å", 1),
@@ -45,14 +45,11 @@ class Judged:
         Its card, or what its checkpoint holds.
     metrics
         Of `training.evaluate.evaluate`.
-    sha256
-        Of its file.
     """
 
     name: str
     card: Mapping[str, Any]
     metrics: Mapping[str, Any]
-    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -150,10 +147,12 @@ def content(inputs: ReportInputs, detail: Detail | None) -> dict[str, Any]:
     uses = judge(metrics, probed, inputs.dynamics, card.get("target_atoms"))
     minimised = [p for p in inputs.pipelines if "minimized" in p["datasets"]]
     return {
-        "format": FORMAT,
+        "format": REPORT_FORMAT,
         "made": f"forcefield-ml {forcefield_ml.__version__}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "weights_sha256": metrics.get("weights_sha256"),
         "verdict": verdict(card, metrics, inputs.simulations, uses),
         "uses": [use.plain() for use in uses],
+        "summary": summary(uses, metrics, probed, inputs.dynamics),
         "good": uses[0].outcome == FIT and not any(result["event"] for result in inputs.simulations),
         "model": {"name": inputs.model.name, "is": describe_model(card), "config": card.get("model_config", {})},
         "training": training,
@@ -288,8 +287,8 @@ def _versions(inputs: ReportInputs) -> dict[str, dict[str, str]]:
     found = {"this page": package_versions(("torch", "openmm", "numpy", "matplotlib", "mdtraj"))}
     trained = inputs.model.card.get("versions", {})
     found["model"] = trained.get("trained") or {k: v for k, v in trained.items() if isinstance(v, str)}
-    for summary in inputs.pipelines:
-        found[f"data {summary['name']}"] = dict(summary["versions"])
+    for pipeline in inputs.pipelines:
+        found[f"data {pipeline['name']}"] = dict(pipeline["versions"])
     for result in inputs.simulations:
         found[f"simulation {result['structure_file']}"] = dict(result["versions"])
     return found

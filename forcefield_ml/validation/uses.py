@@ -72,11 +72,15 @@ class Use:
         return NOT_FIT if False in met else NOT_SHOWN if None in met else FIT
 
     @property
+    def why(self) -> list[str]:
+        """What decided: all that is met of a use that is fit, else what is not met, or was not measured."""
+        wanted = {FIT: True, NOT_FIT: False, NOT_SHOWN: None}[self.outcome]
+        return [criterion.what for criterion in self.criteria if criterion.met is wanted]
+
+    @property
     def sentence(self) -> str:
         """The verdict line."""
-        wanted = {FIT: (True,), NOT_FIT: (False,), NOT_SHOWN: (None,)}[self.outcome]
-        reasons = [criterion.what for criterion in self.criteria if criterion.met in wanted]
-        return f"{self.name}: {self.outcome}, {'; '.join(reasons)}."
+        return f"{self.name}: {self.outcome}, {'; '.join(self.why)}."
 
     def plain(self) -> dict[str, Any]:
         """Return what report.json holds."""

@@ -209,11 +209,11 @@ def _judge(model: Path, dataset: Path, split: str, folder: Path) -> Judged:
         write_whole(kept, json.dumps(metrics, indent=1, ensure_ascii=False).encode())
     # every run calls its checkpoint best.pt: the folder tells which
     name = model.name if is_torchscript(model) else f"{model.resolve().parent.name}/{model.name}"
-    return Judged(name, _card(model), metrics, hashlib.sha256(model.read_bytes()).hexdigest())
+    return Judged(name, _card(model), metrics)
 
 
-_PER_ATOM = b"2"
-"""Raised when the arrays per atom change, so that those kept by a former version are made anew."""
+_EVALUATION = b"3"
+"""Raised when the metrics or the arrays per atom change, so that those kept by a former version are made anew."""
 
 _DYNAMICS = b"3"
 """The same for `_dynamics`."""
@@ -229,7 +229,7 @@ def _stem(model: Path, dataset: Path, split: str, folder: Path) -> Path:
             content = str(file.attrs["content_sha256"])
     except (OSError, KeyError):
         raise DatasetError(f"{dataset} is no dataset of data-pipeline, or damaged. Make it again.") from None
-    key = hashlib.sha256(model.read_bytes() + content.encode() + split.encode() + _PER_ATOM).hexdigest()[:12]
+    key = hashlib.sha256(model.read_bytes() + content.encode() + split.encode() + _EVALUATION).hexdigest()[:12]
     return folder / f"evaluation-{key}"
 
 

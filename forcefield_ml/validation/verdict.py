@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from forcefield_ml.deploy.force.binding import some
+from forcefield_ml.deploy.model_file.describe import counted
 from forcefield_ml.validation.uses import Use, beaten
 
 NEVER = (
@@ -60,10 +61,10 @@ def describe_model(card: Mapping[str, Any]) -> str:
 def _what(card: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     training = card.get("training", {})
     entries, batches = training.get("entries") or [], training.get("n_batches")
-    learnt = f"{_count(len(entries), 'protein')} ({training.get('protocol', 'unknown')} frames)" if entries else "data"
+    learnt = f"{counted(len(entries), 'protein')} ({training.get('protocol', 'unknown')} frames)" if entries else "data"
     steps = f" in {batches:,} batches" if batches is not None else ""
     data = metrics["dataset"]
-    proteins, frames = _count(metrics["n_proteins"], "protein"), _count(metrics["n_frames"], "frame")
+    proteins, frames = counted(metrics["n_proteins"], "protein"), counted(metrics["n_frames"], "frame")
     return (
         f"A {describe_model(card)} network, trained on {learnt}{steps}, judged on {proteins} of the "
         f"{metrics['split']} split: {metrics['n_atoms']:,} atoms in {frames}, protocol {data['protocol']}, "
@@ -126,7 +127,3 @@ def simulated(result: Mapping[str, Any]) -> str:
         event = result["event"]
         return f"Simulated {run}{warm}. A guard stopped it at step {event['step']}: {event['reason']}."
     return f"Simulated {run}{warm}. No guard stopped it."
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -109,6 +109,40 @@ def read_archive(data: bytes, source: str) -> Archive:
     return Archive(_text(card, f"extra/{CARD_FILE}", source), _pack(entries))
 
 
+def replace_card(data: bytes, card: str, source: str) -> bytes:
+    """Return a model.pt with another card; every other file in it stays what it is, byte for byte.
+
+    Parameters
+    ----------
+    data
+        Its content.
+    card
+        The new card as text.
+    source
+        Its name for messages.
+
+    Raises
+    ------
+    ModelFileError
+        As `read_archive`, of the old and of the new.
+    """
+    read_archive(data, source)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(buffer, "w") as new:
+        for item in old.infolist():
+            content = old.read(item)
+            if item.filename.partition("/")[2] == f"extra/{CARD_FILE}":
+                content = card.encode("utf-8")
+            about = zipfile.ZipInfo(item.filename, item.date_time)
+            about.compress_type = item.compress_type
+            new.writestr(about, content)
+    found = read_archive(buffer.getvalue(), source)
+    before, after = _unpack(data, source), _unpack(buffer.getvalue(), source)
+    if after != {**before, f"extra/{CARD_FILE}": card.encode("utf-8")} or found.card != card:
+        raise ModelFileError(f"writing {source} anew changed more than its card; nothing was written. Please report it")
+    return buffer.getvalue()
+
+
 def _unpack(data: bytes, source: str) -> dict[str, bytes]:
     """Return the files in the archive without the folder that they all lie in; none of them is large by surprise."""
     try:

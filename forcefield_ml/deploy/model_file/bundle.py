@@ -16,10 +16,12 @@ import torch
 import vesin_torch  # noqa: F401  a scripted model that searches neighbours cannot be read before this
 
 from forcefield_ml.deploy.force.device import check_precision
-from forcefield_ml.deploy.model_file.archive import ADVICE, MAX_FILE, read_archive
+from forcefield_ml.deploy.model_file.archive import ADVICE, MAX_FILE, read_archive, replace_card
 from forcefield_ml.deploy.model_file.card import CARD_FILE, make_card, parse_card
 from forcefield_ml.deploy.model_file.script import DeployableModel
 from forcefield_ml.errors import ConfigError, ForceModeError, ModelFileError
+from forcefield_ml.files import write_whole
+from forcefield_ml.models.fingerprint import weights_sha256
 from forcefield_ml.models.model import Model, build
 
 logger = logging.getLogger(__name__)
@@ -31,7 +33,13 @@ GRADIENT_TOLERANCE = 3e-4
 """The same of forces by gradient: by kernels they come from differences in a table and are right to 5e-5, not 1e-5."""
 
 
-def export(checkpoint_path: Path | str, out: Path | str, head: str | None = None) -> Path:
+def export(
+    checkpoint_path: Path | str,
+    out: Path | str,
+    head: str | None = None,
+    evaluation: Path | None = None,
+    validation: Path | None = None,
+) -> Path:
     """Make model.pt of a checkpoint.
 
     Parameters
@@ -42,6 +50,8 @@ def export(checkpoint_path: Path | str, out: Path | str, head: str | None = None
         The file to write.
     head
         ``"vector"`` or ``"energy"`` of a checkpoint that holds both; None takes the only one.
+    evaluation, validation
+        JSON of `evaluate` and report.json of `validate`, made of this model, to put into its card.
 
     Returns
     -------
@@ -53,10 +63,11 @@ def export(checkpoint_path: Path | str, out: Path | str, head: str | None = None
     ModelFileError
         If the checkpoint cannot be read, the file cannot be written, or it does not reproduce the eager model.
     ConfigError
-        If the checkpoint has no such head, or there are two to choose from.
+        If the checkpoint has no such head, or there are two to choose from; or as `judgement.judgements`.
     ForceModeError
         If the model predicts no force vector.
     """
+    from forcefield_ml.deploy.model_file.judgement import judgements
     from forcefield_ml.training import checkpoint as checkpoints
 
     model, stored = checkpoints.load_model(checkpoint_path, head)
@@ -72,7 +83,49 @@ def export(checkpoint_path: Path | str, out: Path | str, head: str | None = None
         versions=stored.versions,
         reciprocal=stored.training.get("reciprocal"),
     )
+    card |= judgements(card["weights_sha256"], evaluation, validation)
     return write(cast(Model, model), card, out)
+
+
+def amend(
+    path: Path | str, out: Path | str, evaluation: Path | None = None, validation: Path | None = None
+) -> dict[str, Any]:
+    """Write a model.pt with what was found of it in its card; nothing else in the file changes.
+
+    Parameters
+    ----------
+    path
+        The file.
+    out
+        The file to write, which may be the same; what was there stays untouched unless all goes well.
+    evaluation, validation
+        As for `export`; each takes the place of a former one.
+
+    Returns
+    -------
+    dict
+        The new card.
+
+    Raises
+    ------
+    ModelFileError
+        As `read`, or if the file cannot be written.
+    ConfigError
+        As `judgement.judgements`.
+    """
+    from forcefield_ml.deploy.model_file.judgement import judgements
+
+    data, sha256 = _read_bytes(Path(path))
+    card, module, _ = read(path, sha256)
+    weights = weights_of(card, module, str(path))
+    card = {**card, "weights_sha256": weights, **judgements(weights, evaluation, validation)}
+    written = replace_card(data, _text(card), str(path))
+    write_whole(Path(out), written, ModelFileError)
+    return card
+
+
+def _text(card: dict[str, Any]) -> str:
+    return json.dumps(card, indent=1)
 
 
 def write(model: Model, card: dict[str, Any], out: Path | str) -> Path:
@@ -110,9 +163,10 @@ def write(model: Model, card: dict[str, Any], out: Path | str) -> Path:
     scripted = torch.jit.script(original)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        torch.jit.save(scripted, str(temporary), _extra_files={CARD_FILE: json.dumps(card, indent=1)})
+        torch.jit.save(scripted, str(temporary), _extra_files={CARD_FILE: _text(card)})
         _, loaded, _ = read(temporary)
         _compare(original, loaded, card)
+        weights_of(card, loaded, str(out))
         os.replace(temporary, out)
     except (OSError, RuntimeError) as error:
         raise ModelFileError(
@@ -237,6 +291,50 @@ def read_cached(path: str, sha256: str, device: str) -> Loaded:
     return Loaded(module, eager(card, module))
 
 
+def _weights(card: dict[str, Any], module: torch.jit.ScriptModule) -> dict[str, torch.Tensor]:
+    """Return the weights and buffers in a file under the names that they have in an eager model.
+
+    Raises
+    ------
+    ConfigError, KeyError
+        If the file was written by a version whose network has other settings or parts.
+    """
+    stored = module.state_dict()  # which holds, unlike an eager model's, what can be computed anew, too
+    return {name: stored[f"model.{name}"] for name in build(card["model_config"]).state_dict()}
+
+
+def weights_of(card: dict[str, Any], module: torch.jit.ScriptModule, source: str) -> str:
+    """Return the fingerprint of a model.pt's weights, the same as of the checkpoint that it was exported from.
+
+    Of a network that this version does not have the card's word is taken or, where it says nothing, all that the
+    TorchScript holds.
+
+    Parameters
+    ----------
+    card, module
+        Of `read`.
+    source
+        Name of the file for messages.
+
+    Raises
+    ------
+    ModelFileError
+        If the card names other weights than the file has.
+    """
+    told = card.get("weights_sha256")
+    try:
+        found = weights_sha256(_weights(card, module))
+    except (ConfigError, KeyError):
+        return str(told or weights_sha256(module.state_dict()))
+    if told not in (None, found):
+        raise ModelFileError(
+            f"the weights in {source} are not those of its card: their fingerprint is {found[:16]}..., the card has "
+            f"{str(told)[:16]}.... Weights or card were changed after the export, and what the card tells is of no "
+            "worth; export the checkpoint again"
+        )
+    return found
+
+
 def eager(card: dict[str, Any], module: torch.jit.ScriptModule) -> Model | None:
     """Return the network of a model.pt in eager form, with its weights.
 
@@ -248,11 +346,10 @@ def eager(card: dict[str, Any], module: torch.jit.ScriptModule) -> Model | None:
     card, module
         Of `read`.
     """
-    stored = module.state_dict()  # which holds, unlike an eager model's, what can be computed anew, too
-    device = next(iter(stored.values())).device
+    precision: torch.Tensor = module.precision
     try:
         model = build(card["model_config"])
-        model.load_state_dict({name: stored[f"model.{name}"] for name in model.state_dict()})
+        model.load_state_dict(_weights(card, module))
     except (ConfigError, KeyError, RuntimeError) as error:
         logger.warning(
             "this model was made by another version (%s); its own TorchScript serves, which is slower. Train again "
@@ -260,8 +357,8 @@ def eager(card: dict[str, Any], module: torch.jit.ScriptModule) -> Model | None:
             f"it has no {error}" if isinstance(error, KeyError) else str(error).strip().splitlines()[-1].strip(),
         )
         return None
-    model = model.to(device, stored["precision"].dtype).eval()
-    difference = _difference(DeployableModel(model).to(device).eval(), module, card)
+    model = model.to(precision.device, precision.dtype).eval()
+    difference = _difference(DeployableModel(model).to(precision.device).eval(), module, card)
     if not difference < _tolerance(card):
         logger.warning(
             "the engine's forces differ from the file's TorchScript by %.1e (L2, relative), more than %g; the "

@@ -9,6 +9,7 @@ from typing import Any
 import forcefield_ml
 from forcefield_ml.data.target import TARGET_ATOMS, TARGET_NAMES
 from forcefield_ml.errors import ModelFileError, closest
+from forcefield_ml.models.fingerprint import weights_sha256
 from forcefield_ml.versions import package_versions
 
 FORMAT = "forcefield-ml-model"
@@ -24,7 +25,7 @@ RECIPROCAL_KEYS = {
     "tolerance": "of the PME mesh",
     "force_field": "files of the force field that gives the charges",
 }
-"""What ``reciprocal`` holds of a model that leaves the reciprocal-space sum to OpenMM; other cards lack the key."""
+"""What ``reciprocal`` holds."""
 
 MESH_TOLERANCE = 1e-4
 """Sets the mesh on which that sum is computed in a simulation; errors are 1e-4 of it, 1e-5 of the total force."""
@@ -47,6 +48,14 @@ KEYS: dict[str, tuple[type, str]] = {
 }
 """Key, type and meaning; every key is required."""
 
+OPTIONAL_KEYS: dict[str, tuple[type, str]] = {
+    "reciprocal": (dict, "`RECIPROCAL_KEYS`, of a model that leaves the reciprocal-space sum to OpenMM"),
+    "weights_sha256": (str, "see `models.fingerprint`; files of former versions lack it"),
+    "evaluation": (dict, "what `forcefield-ml evaluate` found; see `judgement`"),
+    "verdict": (dict, "what `forcefield-ml validate` says the model is fit for; see `judgement`"),
+}
+"""Key, type and meaning of what a card may hold besides."""
+
 
 def make_card(
     model: Any,
@@ -62,7 +71,7 @@ def make_card(
     Parameters
     ----------
     model
-        Of `models.build`; read are its ``config`` and ``capabilities``.
+        Of `models.build`; read are its ``config``, ``capabilities`` and weights.
     predicts
         One of `PREDICTS`.
     target_atoms
@@ -77,7 +86,7 @@ def make_card(
     Returns
     -------
     dict
-        A card with all `KEYS`.
+        A card with all `KEYS` and ``weights_sha256``.
 
     Raises
     ------
@@ -104,6 +113,7 @@ def make_card(
         "energy": model.predicts == "energy",
         "training": training or {},
         "metrics": metrics or {},
+        "weights_sha256": weights_sha256(model.state_dict()),
         "versions": {"trained": versions or {}, "exported": package_versions()},
         "created_with": f"forcefield-ml {forcefield_ml.__version__}, {datetime.now(UTC):%Y-%m-%d}",
     }
@@ -172,8 +182,10 @@ def check_card(card: Any, source: str) -> dict[str, Any]:
             f"{source} has format version {version!r}; this program reads {FORMAT_VERSION}. The file is of an {age} "
             "release: update with `pip install -U forcefield-ml`, or export the checkpoint again with this one."
         )
-    for key, (kind, meaning) in KEYS.items():
+    for key, (kind, meaning) in {**KEYS, **OPTIONAL_KEYS}.items():
         if key not in card:
+            if key in OPTIONAL_KEYS:
+                continue
             raise ModelFileError(f"the card in {source} lacks {key!r} ({meaning}); export the checkpoint again")
         if not isinstance(card[key], kind):
             raise ModelFileError(

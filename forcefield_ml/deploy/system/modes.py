@@ -13,7 +13,7 @@ which OpenMM then computes from the charges (`reciprocal`), is added wherever th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,18 @@ MEANING = {
 }
 
 
+def modes_of(card: Mapping[str, Any]) -> list[str]:
+    """Return the modes that a model serves.
+
+    Parameters
+    ----------
+    card
+        Of the model.
+    """
+    fitting = [mode for mode in MODES if card["predicts"] in NEEDED[mode]]
+    return [mode for mode in fitting if mode != "system" or card["target_atoms"] == "all"]
+
+
 def check_mode(card: dict[str, Any], mode: str) -> None:
     """Refuse a mode in which what the model predicts would be counted twice or left out.
 
@@ -63,7 +75,7 @@ def check_mode(card: dict[str, Any], mode: str) -> None:
     predicts = card["predicts"]
     if predicts not in NEEDED[mode]:
         needed = " or ".join(f"{name!r} ({MEANING[name]})" for name in NEEDED[mode])
-        fitting = ", ".join(repr(name) for name in MODES if predicts in NEEDED[name])
+        fitting = ", ".join(map(repr, modes_of(card)))
         raise ForceModeError(
             f"mode {mode!r} needs a model that predicts {needed}; by its card this one predicts {predicts!r} "
             f"({MEANING[predicts]}). Modes for it: {fitting or 'none'}"

@@ -1,0 +1,232 @@
+"""A model's card in words, for people: what it is, what it learnt from, how good it is and what it is fit for."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gemmi
+
+from forcefield_ml import pretrained
+from forcefield_ml.deploy.force.binding import some
+from forcefield_ml.deploy.model_file import bundle
+from forcefield_ml.deploy.system.modes import MEANING, modes_of
+from forcefield_ml.errors import ModelFileError
+from forcefield_ml.progress import duration
+from forcefield_ml.training.metrics import KEYS
+from forcefield_ml.training.provenance import stages_of
+
+LABEL = 14
+"""Characters of the first column."""
+
+WIDTH = 120
+COLUMNS = 5
+"""Elements or residues in a line."""
+
+MOST_STAGES = 4
+
+DIGITS = {"tensor": 1, "magnitude": 1, "angle": 1, "relative": 3, "pearson": 4}
+"""Decimals of each metric."""
+
+
+def show(path: Path, as_json: bool = False) -> str:
+    """Return the card of a model.pt, whose weights must be those that it names, as text.
+
+    Parameters
+    ----------
+    path
+        The file.
+    as_json
+        The whole card as JSON, instead of lines for people.
+
+    Raises
+    ------
+    ModelFileError
+        As `bundle.read`, `bundle.weights_of` and `describe`.
+    """
+    card, module, _ = bundle.read(path)
+    card = {**card, "weights_sha256": bundle.weights_of(card, module, str(path))}
+    if as_json:
+        return json.dumps(card, indent=1, ensure_ascii=False)
+    n_parameters = sum(values.numel() for values in module.parameters())
+    ships = path.resolve().parent == pretrained.FOLDER
+    licence = pretrained.LICENCE if ships else "not in the file: as whoever gave it says"
+    return describe(card, path.name, n_parameters, licence)
+
+
+def describe(card: Mapping[str, Any], name: str, n_parameters: int, licence: str) -> str:
+    """Return a card as lines, fewer than 40.
+
+    Parameters
+    ----------
+    card
+        Of `bundle.read`, with ``weights_sha256``.
+    name
+        Of the model.
+    n_parameters
+        Of its network.
+    licence
+        Under which it is given.
+
+    Raises
+    ------
+    ModelFileError
+        If what the card tells is not of the form in which this program writes it.
+    """
+    try:
+        lines = [
+            *_network(card, name, n_parameters),
+            *_learnt(card["training"]),
+            *_errors(card),
+            *_verdict(card),
+            *_row("licence", licence),
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise ModelFileError(
+            f"the card of {name} is of another form than this program writes ({type(error).__name__}: {error}); "
+            "--json shows it as it is"
+        ) from None
+    # a card may be anybody's: nothing in it steers a terminal
+    return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
+
+
+def _row(label: str, text: str) -> list[str]:
+    """Return a labelled paragraph."""
+    indent = " " * LABEL
+    return textwrap.wrap(text, WIDTH, initial_indent=f"{label:{LABEL}}", subsequent_indent=indent) or [label]
+
+
+def _network(card: Mapping[str, Any], name: str, n_parameters: int) -> list[str]:
+    near = card["neighbours"]
+    sees = (
+        f"{near['n_neighbours']} nearest atoms" if near["kind"] == "nearest" else f"atoms within {near['cutoff']:g} nm"
+    )
+    energy = "with an energy" if card["energy"] else "no energy"
+    atoms = "all atoms" if card["target_atoms"] == "all" else "the atoms of the solute"
+    return [
+        *_row(
+            "model",
+            f"{name}: {card['architecture']} network, {n_parameters:,} parameters, {sees}, {near['n_layers']} layers",
+        ),
+        *_row("predicts", f"{MEANING[card['predicts']]}, on {atoms}; {energy}"),
+        *_row("modes", ", ".join(modes_of(card)) or "none"),
+        *_row("elements", " ".join(gemmi.Element(int(number)).name for number in card["species"])),
+        *_row("weights", f"sha256 {card['weights_sha256']}"),
+    ]
+
+
+def _learnt(training: Mapping[str, Any]) -> list[str]:
+    entries, stages = training.get("entries") or [], stages_of(training)
+    if not entries:
+        return _row("trained on", "the card does not tell")
+    field = str(training.get("force_field", "an unknown force field"))
+    lines = _row("trained on", f"{counted(len(entries), 'protein')} ({some(entries)}), forces of {field}")
+    hidden = len(stages) - MOST_STAGES
+    if hidden > 0:
+        lines += _row("", f"{counted(hidden, 'earlier stage')}: see --json")
+    for number, stage in enumerate(stages[-MOST_STAGES:], max(hidden, 0) + 1):
+        lines += _row(f"  stage {number}", _stage(stage))
+    seconds = [stage["seconds"] for stage in stages]
+    total = duration(sum(second for second in seconds if second is not None))
+    known = "" if None not in seconds else ", earlier stages not counted"
+    batches = sum(stage["n_batches"] or 0 for stage in stages)
+    processes = int(training.get("processes", 1))
+    beside = f" on {processes} processes" if processes > 1 else ""
+    return [*lines, *_row("cost", f"{total} of training{beside}{known}; {batches:,} batches")]
+
+
+def _stage(stage: Mapping[str, Any]) -> str:
+    data = [
+        f"{one['name'] or 'dataset'}" + (f" ({one['n_frames']:,} frames)" if one["n_frames"] is not None else "")
+        for one in stage["datasets"]
+    ]
+    told = [
+        " + ".join(data),
+        f"{stage['protocol']} protocol" if stage["protocol"] else "",
+        f"data {stage['dataset_sha256'][:12]}" if stage["dataset_sha256"] else "",
+        f"{stage['n_batches']:,} batches" if stage["n_batches"] is not None else "",
+        duration(stage["seconds"]) if stage["seconds"] is not None else "",
+        f"{stage['optimiser']} {stage['learning_rate']:g}" if stage["optimiser"] else "",
+        f"seed {stage['seed']}" if stage["seed"] is not None else "",
+        f"from checkpoint {stage['started_from'][:12]}" if stage["started_from"] else "",
+    ]
+    return ", ".join(part for part in told if part)
+
+
+def _errors(card: Mapping[str, Any]) -> list[str]:
+    found = card.get("evaluation")
+    if found is None:
+        metrics = card["metrics"]
+        if not metrics:
+            return _row("errors", "not evaluated")
+        lines = _row("errors", "on the validation split alone, which chose these weights (no evaluation in the card)")
+        return [*lines, *_table({"model": metrics, "naive": metrics["naive"]})]
+    data, proteins = found["dataset"], found["proteins"]
+    seen = f"{counted(found['n_proteins'], 'protein')}, {counted(found['n_frames'], 'frame')}"
+    about = (
+        f"{seen} of the {found['split']} split of {data['name']}, {data['protocol']} protocol, data "
+        f"{data['content_sha256'][:12]}"
+    )
+    rows = {"model": found, "naive": found["naive"], "by protein": proteins["mean"], "  ±": proteins["standard_error"]}
+    return [
+        *_row("errors", about),
+        *_known(found["sequences_trained_on"]),
+        *_table(rows),
+        *_groups("elements", found["elements"]),
+        *_groups("residues", found["residues"]),
+    ]
+
+
+def _table(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    units = {"tensor": "meV/Å", "magnitude": "meV/Å", "angle": "°"}
+    heads = [f"{key} {units[key]}" if key in units else key for key in KEYS]
+    lines = [" " * LABEL + "".join(f"{head:>17}" for head in heads)]
+    for name, metrics in rows.items():
+        values = "".join(f"{_number(metrics[key], DIGITS[key]):>17}" for key in KEYS)
+        lines.append(f"{name:{LABEL}}{values}")
+    return lines
+
+
+def _groups(label: str, groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the error of each group over the naive predictor's, in columns."""
+    key = "magnitude" if any(group["tensor"] is None for group in groups.values()) else "tensor"
+    cells = [
+        f"{name:4}{_number(group[key], 1):>7} of {_number(group['naive'][key], 1):>7}" for name, group in groups.items()
+    ]
+    rows = [cells[start : start + COLUMNS] for start in range(0, len(cells), COLUMNS)]
+    return [f"{label if not number else '':{LABEL}}" + "  ".join(row) for number, row in enumerate(rows)]
+
+
+def _verdict(card: Mapping[str, Any]) -> list[str]:
+    found = card.get("verdict")
+    lines = []
+    if found is None:
+        lines += _row("verdict", "not judged: run forcefield-ml validate")
+    else:
+        on = found["judged_on"]
+        where = on["structure"] or on["dataset"]["name"]
+        lines += _row("verdict", f"judged on {where}, {counted(on['n_frames'], 'frame')}")
+        lines += _known(on["sequences_trained_on"])
+        for use in found["uses"]:
+            link = "" if use["outcome"] == "fit" else "because "
+            name = use["name"][:1].lower() + use["name"][1:] if use["name"][1:2].islower() else use["name"]
+            lines += _row("", f"{use['outcome']} for {name}: {link}{'; '.join(use['why'])}")
+    if not card["energy"]:
+        lines += _row("", "never for minimisers, barostats or free energies: it has no energy")
+    return lines
+
+
+def _known(names: Sequence[str]) -> list[str]:
+    return _row("", f"it was trained on {some(names)}: these numbers are too good") if names else []
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: 1 frame, 2 frames."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
