@@ -26,7 +26,7 @@ WIDTH = 120
 COLUMNS = 5
 """Elements or residues in a line."""
 
-MOST_STAGES = 4
+MOST_STAGES = 3
 
 DIGITS = {"tensor": 1, "magnitude": 1, "angle": 1, "relative": 3, "pearson": 4}
 """Decimals of each metric."""
@@ -168,15 +168,15 @@ def _errors(card: Mapping[str, Any]) -> list[str]:
     seen = f"{counted(found['n_proteins'], 'protein')}, {counted(found['n_frames'], 'frame')}"
     about = (
         f"{seen} of the {found['split']} split of {data['name']}, {data['protocol']} protocol, data "
-        f"{data['content_sha256'][:12]}"
+        f"{data['content_sha256'][:12]}; by element and residue: tensor / naive"
     )
     rows = {"model": found, "naive": found["naive"], "by protein": proteins["mean"], "  ±": proteins["standard_error"]}
     return [
         *_row("errors", about),
         *_known(found["sequences_trained_on"]),
         *_table(rows),
-        *_groups("elements", found["elements"]),
-        *_groups("residues", found["residues"]),
+        *_groups("by element", found["elements"]),
+        *_groups("by residue", found["residues"]),
     ]
 
 
@@ -191,13 +191,13 @@ def _table(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _groups(label: str, groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return the error of each group over the naive predictor's, in columns."""
+    """Return the error of each group beside the naive predictor's, in columns."""
     key = "magnitude" if any(group["tensor"] is None for group in groups.values()) else "tensor"
     cells = [
-        f"{name:4}{_number(group[key], 1):>7} of {_number(group['naive'][key], 1):>7}" for name, group in groups.items()
+        f"{name:4}{_number(group[key], 1):>6} / {_number(group['naive'][key], 1):6}" for name, group in groups.items()
     ]
     rows = [cells[start : start + COLUMNS] for start in range(0, len(cells), COLUMNS)]
-    return [f"{label if not number else '':{LABEL}}" + "  ".join(row) for number, row in enumerate(rows)]
+    return [f"{label if not number else '':{LABEL}}" + "  ".join(row).rstrip() for number, row in enumerate(rows)]
 
 
 def _verdict(card: Mapping[str, Any]) -> list[str]:
@@ -214,9 +214,30 @@ def _verdict(card: Mapping[str, Any]) -> list[str]:
             link = "" if use["outcome"] == "fit" else "because "
             name = use["name"][:1].lower() + use["name"][1:] if use["name"][1:2].islower() else use["name"]
             lines += _row("", f"{use['outcome']} for {name}: {link}{'; '.join(use['why'])}")
+        lines += _measured(found["numbers"])
     if not card["energy"]:
         lines += _row("", "never for minimisers, barostats or free energies: it has no energy")
     return lines
+
+
+def _measured(numbers: Mapping[str, Any]) -> list[str]:
+    """Return the numbers behind a verdict, those that were measured."""
+    told = []
+    if numbers["lambda"] is not None:
+        told.append(f"lambda {_plus_minus(numbers['lambda']['lambda'], numbers['lambda'], 4)}")
+    for name, run in (numbers["drift"] or {}).items():
+        if run is not None and run["slope"] is not None:
+            told.append(f"drift by {name.replace('_', ' ')} {_plus_minus(run['slope'], run, 3)} meV/atom/ps")
+    warm = numbers["temperature"]
+    if warm is not None and warm["elements"]:
+        elements = ", ".join(f"{name} {_plus_minus(one['mean'], one, 0)}" for name, one in warm["elements"].items())
+        told.append(f"K at a set {warm['target']:g} in {warm['length']:.3g} ps: {elements}")
+    return _row("", f"measured: {'; '.join(told)}") if told else []
+
+
+def _plus_minus(value: float, told: Mapping[str, Any], digits: int) -> str:
+    error = told["standard_error"]
+    return _number(value, digits) + ("" if error is None else f" ± {_number(error, digits)}")
 
 
 def _known(names: Sequence[str]) -> list[str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,8 @@ from forcefield_ml.cli import app
 from forcefield_ml.config import parse_config
 from forcefield_ml.data import ForceDataset
 from forcefield_ml.errors import DatasetError, ModelFileError
+from forcefield_ml.models.fingerprint import weights_sha256
+from forcefield_ml.training import checkpoint as checkpoints
 from forcefield_ml.training.config import TrainingConfig
 from forcefield_ml.training.evaluate import evaluate
 from forcefield_ml.training.loop import train
@@ -58,6 +62,30 @@ def test_numbers_are_those_of_the_pooled_atoms(checkpoint, dataset_path, tmp_pat
     assert found["training"]["n_batches"] == 25
 
 
+def test_residues_are_those_of_the_marked_atoms(checkpoint, dataset_path, tmp_path):
+    """Each name's metrics are those of its atoms, found one by one in the file; water and ions are not among them."""
+    path = tmp_path / "named.h5"
+    shutil.copy(dataset_path, path)
+    with h5py.File(path, "r+") as file:
+        for number, group in enumerate(file["entries"].values()):
+            marked = group["target_mask"][:]
+            names = np.array([b"ALA", b"HIE", b"GLY"])[(np.arange(len(marked)) + number) % 3]
+            group["residue_names"][:] = np.where(marked, names, b"HOH")
+    found = evaluate(checkpoint, path, "test", per_atom=tmp_path / "atoms.npz", quiet=True)
+    with np.load(tmp_path / "atoms.npz", allow_pickle=False) as arrays, h5py.File(path) as file:
+        atoms = dict(arrays)
+        names = [
+            file["entries"][atoms["entries"][entry]]["residue_names"][atom].decode()
+            for entry, atom in zip(atoms["entry"], atoms["atom"], strict=True)
+        ]
+    assert list(found["residues"]) == ["ALA", "GLY", "HIE"]
+    for name, metrics in found["residues"].items():
+        rows = np.array([other == name for other in names])
+        expected = force_metrics(atoms["predicted"][rows], atoms["target"][rows])
+        assert {key: metrics[key] for key in expected} == pytest.approx(expected) and metrics["n_atoms"] == rows.sum()
+        assert metrics["naive"]["tensor"] > 0
+
+
 def test_oracle_and_zero(dataset_path):
     """Controls: a model that returns the truth has no error, one that returns zero has the naive one."""
     dataset = ForceDataset(dataset_path, "test")
@@ -84,6 +112,9 @@ def test_exported_model_has_the_same_metrics(checkpoint, dataset_path, tmp_path)
     for key in ("tensor", "magnitude", "angle", "pearson"):
         assert exported[key] == pytest.approx(eager[key], rel=1e-4)
     assert exported["training"] == eager["training"]
+    loaded = checkpoints.load_model(checkpoint)[0]
+    assert exported["weights_sha256"] == eager["weights_sha256"] == weights_sha256(loaded.state_dict())
+    assert evaluate(loaded, dataset_path, quiet=True)["weights_sha256"] == eager["weights_sha256"]
 
 
 def test_command_writes_json_and_prints_a_table(checkpoint, dataset_path, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -217,6 +218,38 @@ def test_card_tells_of_all_that_was_learnt(two_stages, tmp_path):
     assert training["started_from"]["dataset_sha256"] == f"{6:064d}" and training["started_from"]["n_batches"] == 3
     assert training["recipe"]["extra_datasets"] == ["visited.h5"] and training["recipe"]["start_from"] == "best.pt"
     assert str(tmp_path) not in str(training)
+
+
+def test_stages_are_told_oldest_first(two_stages, tmp_path):
+    """A third run tells of all three, each with its data, seed, batches and seconds; also after it went on."""
+    run(two_stages, max_batches=4, seed=1)
+    third = {"start_from": two_stages["output"] / "best.pt", "output": tmp_path / "third", "seed": 2}
+    third |= {"extra_datasets": (), "learning_rate": 0.01, "optimiser": "soap"}
+    run(two_stages, **third, max_batches=2)
+    training = files.load(run(two_stages, **third, max_batches=5).checkpoint).training
+    first, second, last = training["stages"]
+    assert [stage["n_batches"] for stage in (first, second, last)] == [3, 4, 5]
+    assert [stage["seed"] for stage in (first, second, last)] == [0, 1, 2]
+    assert [stage["optimiser"] for stage in (first, second, last)] == ["adam", "adam", "soap"]
+    assert [stage["learning_rate"] for stage in (first, second, last)] == [0.02, 0.02, 0.01]
+    assert first["started_from"] is None and first["dataset_sha256"] == f"{6:064d}"
+    digests = [(data["name"], data["content_sha256"], data["n_frames"]) for data in second["datasets"]]
+    assert digests == [("one.h5", f"{0:064d}", 4), ("visited.h5", f"{5:064d}", 2)]
+    for stage, path in ((second, two_stages["start_from"]), (last, third["start_from"])):
+        assert stage["started_from"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert last["seconds"] == training["seconds"] > 0 and last["dataset_sha256"] == training["dataset_sha256"]
+
+
+def test_a_checkpoint_without_stages_serves(two_stages, tmp_path):
+    """One that a former version wrote is a stage with what it tells."""
+    old = files.load(two_stages["start_from"])
+    del old.training["stages"]
+    files.save(tmp_path / "old.pt", old)
+    first, last = files.load(run(two_stages, start_from=tmp_path / "old.pt", max_batches=2).checkpoint).training[
+        "stages"
+    ]
+    assert first["n_batches"] == 3 and first["datasets"][0]["content_sha256"] == f"{6:064d}"
+    assert first["optimiser"] == "adam" and last["n_batches"] == 2
 
 
 def test_weights_of_another_network_are_refused(two_stages):

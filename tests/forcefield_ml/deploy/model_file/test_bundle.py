@@ -31,7 +31,7 @@ def test_card_survives(tmp_path: Path) -> None:
     )
     out = bundle.export(tmp_path / "best.pt", tmp_path / "model.pt")
     loaded = forcefield_ml.load(out)
-    assert set(loaded.card) == set(KEYS)
+    assert set(loaded.card) == {*KEYS, "weights_sha256"}
     assert loaded.card == bundle.read_card(out)
     assert loaded.card["training"] == training and loaded.card["metrics"] == {"tensor": 1.5}
     assert loaded.card["predicts"] == "total" and loaded.card["target_atoms"] == "solute"
@@ -119,6 +119,7 @@ def bad_files(good: Path, folder: Path) -> dict[str, tuple[Path, str]]:
         ("lacking", lambda card: json.dumps({k: v for k, v in card.items() if k != "species"}).encode(), "'species'"),
         ("mistyped", edited(energy="yes"), "energy"),
         ("unknown", edited(predicts="totl"), "Did you mean 'total'"),
+        ("judged", edited(evaluation="excellent"), "evaluation = 'excellent', expected dict"),
     ):
         files[kind] = (rewrite(good, folder / f"{kind}.pt", change), message)
     return files
