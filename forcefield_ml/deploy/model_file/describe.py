@@ -139,12 +139,11 @@ def _learnt(training: Mapping[str, Any]) -> list[str]:
 
 
 def _stage(stage: Mapping[str, Any]) -> str:
-    data = [
-        f"{one['name'] or 'dataset'}" + (f" ({one['n_frames']:,} frames)" if one["n_frames"] is not None else "")
-        for one in stage["datasets"]
-    ]
+    data, frames = stage["datasets"], [one["n_frames"] for one in stage["datasets"]]
+    more = f" + {len(data) - 1} more" if len(data) > 1 else ""
+    count = f" ({sum(frames):,} frames)" if None not in frames else ""
     told = [
-        " + ".join(data),
+        f"{data[0]['name'] or 'a data set'}{more}{count}" if data else "",
         f"{stage['protocol']} protocol" if stage["protocol"] else "",
         f"data {stage['dataset_sha256'][:12]}" if stage["dataset_sha256"] else "",
         f"{stage['n_batches']:,} batches" if stage["n_batches"] is not None else "",
@@ -170,24 +169,25 @@ def _errors(card: Mapping[str, Any]) -> list[str]:
         f"{seen} of the {found['split']} split of {data['name']}, {data['protocol']} protocol, data "
         f"{data['content_sha256'][:12]}; by element and residue: tensor / naive"
     )
-    rows = {"model": found, "naive": found["naive"], "by protein": proteins["mean"], "  ±": proteins["standard_error"]}
     return [
         *_row("errors", about),
         *_known(found["sequences_trained_on"]),
-        *_table(rows),
+        *_table({"model": found, "naive": found["naive"]}, proteins),
         *_groups("by element", found["elements"]),
         *_groups("by residue", found["residues"]),
     ]
 
 
-def _table(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _table(rows: Mapping[str, Mapping[str, Any]], proteins: Mapping[str, Mapping[str, Any]] | None = None) -> list[str]:
+    """Return metrics in columns; of proteins their mean with its standard error."""
     units = {"tensor": "meV/Å", "magnitude": "meV/Å", "angle": "°"}
-    heads = [f"{key} {units[key]}" if key in units else key for key in KEYS]
-    lines = [" " * LABEL + "".join(f"{head:>17}" for head in heads)]
+    table = {"": {key: f"{key} {units.get(key, '')}".strip() for key in KEYS}}
     for name, metrics in rows.items():
-        values = "".join(f"{_number(metrics[key], DIGITS[key]):>17}" for key in KEYS)
-        lines.append(f"{name:{LABEL}}{values}")
-    return lines
+        table[name] = {key: _number(metrics[key], DIGITS[key]) for key in KEYS}
+    if proteins is not None:
+        mean, error = proteins["mean"], proteins["standard_error"]
+        table["by protein"] = {key: _plus_minus(mean[key], error[key], DIGITS[key]) for key in KEYS}
+    return [f"{name:{LABEL}}" + "".join(f"{row[key]:>18}" for key in KEYS) for name, row in table.items()]
 
 
 def _groups(label: str, groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -222,21 +222,24 @@ def _verdict(card: Mapping[str, Any]) -> list[str]:
 
 def _measured(numbers: Mapping[str, Any]) -> list[str]:
     """Return the numbers behind a verdict, those that were measured."""
-    told = []
-    if numbers["lambda"] is not None:
-        told.append(f"lambda {_plus_minus(numbers['lambda']['lambda'], numbers['lambda'], 4)}")
+    told, found = [], numbers["lambda"]
+    if found is not None:
+        told.append(f"lambda {_plus_minus(found['lambda'], found['standard_error'], 4)}")
     for name, run in (numbers["drift"] or {}).items():
         if run is not None and run["slope"] is not None:
-            told.append(f"drift by {name.replace('_', ' ')} {_plus_minus(run['slope'], run, 3)} meV/atom/ps")
+            told.append(
+                f"drift by {name.replace('_', ' ')} {_plus_minus(run['slope'], run['standard_error'], 3)} meV/atom/ps"
+            )
     warm = numbers["temperature"]
     if warm is not None and warm["elements"]:
-        elements = ", ".join(f"{name} {_plus_minus(one['mean'], one, 0)}" for name, one in warm["elements"].items())
+        elements = ", ".join(
+            f"{name} {_plus_minus(one['mean'], one['standard_error'], 0)}" for name, one in warm["elements"].items()
+        )
         told.append(f"K at a set {warm['target']:g} in {warm['length']:.3g} ps: {elements}")
     return _row("", f"measured: {'; '.join(told)}") if told else []
 
 
-def _plus_minus(value: float, told: Mapping[str, Any], digits: int) -> str:
-    error = told["standard_error"]
+def _plus_minus(value: float | None, error: float | None, digits: int) -> str:
     return _number(value, digits) + ("" if error is None else f" ± {_number(error, digits)}")
 
 

@@ -18,7 +18,7 @@ import forcefield_ml
 from forcefield_ml import models, pretrained
 from forcefield_ml.cli import app
 from forcefield_ml.deploy.model_file import archive, bundle
-from forcefield_ml.deploy.model_file.card import CARD_FILE
+from forcefield_ml.deploy.model_file.card import CARD_FILE, make_card
 from forcefield_ml.deploy.model_file.describe import describe
 from forcefield_ml.deploy.model_file.judgement import REPORT_FORMAT, judgements
 from forcefield_ml.errors import ConfigError, ModelFileError
@@ -37,7 +37,10 @@ DYNAMICS: dict[str, Any] = {
         "model": {
             "event": None,
             "length": 1.0,
-            "temperature": {"protein C": {"mean": 320.0, "standard_error": 4.0, "blocks": 5, "atoms": 9}},
+            "temperature": {
+                name: {"mean": 320.0, "standard_error": 4.0, "blocks": 5, "atoms": 9}
+                for name in ("protein C", "protein H", "protein N", "protein O", "protein S", "water H", "water O")
+            },
         },
         "amber14": {"event": None, "length": 1.0, "temperature": None},
     },
@@ -122,7 +125,7 @@ def test_both_go_into_the_card(
     assert (
         numbers["drift"]["model"]["slope"] == 2.0 and numbers["drift"]["multiple_time_stepping"]["stopped"] == "too hot"
     )
-    assert numbers["temperature"]["elements"] == {"protein C": {"mean": 320.0, "standard_error": 4.0}}
+    assert numbers["temperature"]["elements"]["water O"] == {"mean": 320.0, "standard_error": 4.0}
     solute = card["verdict"]["uses"][1]
     assert solute["outcome"] == "not fit" and any("too hot" in why for why in solute["why"])
     assert entries(tmp_path / "new.pt") == entries(model_file)
@@ -260,6 +263,28 @@ def test_a_new_card_is_checked_like_any(model_file: Path) -> None:
     assert archive.replace_card(data, text, "model.pt") == archive.replace_card(data, text, "model.pt")
     with pytest.raises(ModelFileError, match="damaged"):
         archive.replace_card(data[:-40], text, "model.pt")
+
+
+def test_a_copy_that_differs_is_not_written(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Should another file in the archive not come out as it was, there is no new file."""
+    write = zipfile.ZipFile.writestr
+
+    def clumsy(self: zipfile.ZipFile, about: Any, content: Any, *rest: Any) -> None:
+        write(
+            self, about, content + b"\n" if getattr(about, "filename", about).endswith("/version") else content, *rest
+        )
+
+    monkeypatch.setattr(zipfile.ZipFile, "writestr", clumsy)
+    with pytest.raises(ModelFileError, match="more than its card"):
+        archive.replace_card(model_file.read_bytes(), "{}", "model.pt")
+
+
+def test_a_card_of_other_weights_is_not_written(tmp_path: Path) -> None:
+    """A model is not exported with the card of another."""
+    model = make_model("fast")
+    with pytest.raises(ModelFileError, match="not those of its card"):
+        bundle.write(model, {**make_card(model), "weights_sha256": "ab" * 32}, tmp_path / "model.pt")
+    assert not (tmp_path / "model.pt").exists()
 
 
 @pytest.mark.parametrize("name", pretrained.names())
