@@ -26,7 +26,7 @@ WIDTH = 120
 COLUMNS = 5
 """Elements or residues in a line."""
 
-MOST_STAGES = 3
+MOST_STAGES = 4
 
 DIGITS = {"tensor": 1, "magnitude": 1, "angle": 1, "relative": 3, "pearson": 4}
 """Decimals of each metric."""
@@ -144,13 +144,12 @@ def _stage(stage: Mapping[str, Any]) -> str:
     count = f" ({sum(frames):,} frames)" if None not in frames else ""
     told = [
         f"{data[0]['name'] or 'a data set'}{more}{count}" if data else "",
-        f"{stage['protocol']} protocol" if stage["protocol"] else "",
+        stage["protocol"] or "",
         f"data {stage['dataset_sha256'][:12]}" if stage["dataset_sha256"] else "",
         f"{stage['n_batches']:,} batches" if stage["n_batches"] is not None else "",
         duration(stage["seconds"]) if stage["seconds"] is not None else "",
         f"{stage['optimiser']} {stage['learning_rate']:g}" if stage["optimiser"] else "",
         f"seed {stage['seed']}" if stage["seed"] is not None else "",
-        f"from checkpoint {stage['started_from'][:12]}" if stage["started_from"] else "",
     ]
     return ", ".join(part for part in told if part)
 

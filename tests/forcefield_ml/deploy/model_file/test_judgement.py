@@ -348,7 +348,7 @@ def test_the_fullest_card_fits(model_file: Path, evaluation: dict[str, Any], rep
     text = describe(full_card(model_file, evaluation, report), "full.pt", 123, "MIT")
     lines = text.splitlines()
     assert len(lines) < 40 and max(map(len, lines)) <= 120
-    assert "4 earlier stages" in text and "1:38 h of training; 50,155 batches" in text
+    assert "3 earlier stages" in text and "1:38 h of training; 50,155 batches" in text
     assert text.count("R2") == 6 and "trained on 1abc: these numbers are too good" in text
     assert "lambda 0.0123 ± 0.0004; drift by model 2.000 ± 0.100 meV/atom/ps" in " ".join(text.split())
     assert "protein C 320 ± 4" in text
