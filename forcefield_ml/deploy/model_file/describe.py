@@ -150,6 +150,7 @@ def _stage(stage: Mapping[str, Any]) -> str:
         duration(stage["seconds"]) if stage["seconds"] is not None else "",
         f"{stage['optimiser']} {stage['learning_rate']:g}" if stage["optimiser"] else "",
         f"seed {stage['seed']}" if stage["seed"] is not None else "",
+        f"begun fresh: {', '.join(stage['fresh'])}" if stage["fresh"] else "",
     ]
     return ", ".join(part for part in told if part)
 

@@ -237,6 +237,7 @@ def test_stages_are_told_oldest_first(two_stages, tmp_path):
     assert digests == [("one.h5", f"{0:064d}", 4), ("visited.h5", f"{5:064d}", 2)]
     for stage, path in ((second, two_stages["start_from"]), (last, third["start_from"])):
         assert stage["started_from"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert [stage["fresh"] for stage in (first, second, last)] == [None, [], []]
     assert last["seconds"] == training["seconds"] > 0 and last["dataset_sha256"] == training["dataset_sha256"]
 
 

@@ -326,6 +326,7 @@ def full_card(model_file: Path, evaluation: dict[str, Any], report: dict[str, An
         "datasets": [{"name": f"{name}.h5", "content_sha256": "c" * 64, "n_frames": 900} for name in "abcde"],
         "dataset_sha256": "d" * 64,
         "started_from": "e" * 64,
+        "fresh": [],
         "protocol": "thermal",
         "optimiser": "soap",
         "learning_rate": 0.003,
