@@ -201,7 +201,8 @@ def explore(
     """Let a model drive the training proteins, and keep the frames it visits with their reference forces.
 
     Train on them as well (extra_datasets in the training configuration), explore with the new model, and so on:
-    that, not a lower error on thermal frames, keeps dynamics from breaking.
+    that, not a lower error on thermal frames, keeps dynamics from breaking. For models that predict total,
+    total_minus_reciprocal or solute_alone; the dataset must hold the part, and the frames carry all that it holds.
     """
     from forcefield_ml.config import parse_config
     from forcefield_ml.simulation.explore import explore as run

@@ -92,6 +92,17 @@ def reciprocal_force(charges: np.ndarray, *, alpha: float, grid: np.ndarray, wid
     return force
 
 
+def reciprocal_system(charges: np.ndarray, box: np.ndarray, *, alpha: float, grid: np.ndarray) -> openmm.System:
+    """Return a System of point charges whose forces are those of `reciprocal_forces`; parameters as there."""
+    system = openmm.System()
+    system.setDefaultPeriodicBoxVectors(*box[0].astype(np.float64))
+    for _ in charges:
+        system.addParticle(1.0)
+    width = float(np.diagonal(box, axis1=1, axis2=2).min())
+    system.addForce(reciprocal_force(charges, alpha=alpha, grid=grid, width=width))
+    return system
+
+
 def reciprocal_forces(
     charges: np.ndarray,
     positions: np.ndarray,
@@ -127,12 +138,7 @@ def reciprocal_forces(
     ndarray
         (F, N, 3) float32 in kJ/mol/nm.
     """
-    system = openmm.System()
-    system.setDefaultPeriodicBoxVectors(*box[0].astype(np.float64))
-    for _ in charges:
-        system.addParticle(1.0)
-    width = float(np.diagonal(box, axis1=1, axis2=2).min())
-    system.addForce(reciprocal_force(charges, alpha=alpha, grid=grid, width=width))
+    system = reciprocal_system(charges, box, alpha=alpha, grid=grid)
     context = make_context(system, openmm.VerletIntegrator(0.001), platform)
     return np.stack([evaluate(context, *frame)[0] for frame in zip(positions, box, strict=True)]).astype(np.float32)
 

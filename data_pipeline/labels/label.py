@@ -170,12 +170,66 @@ def label(
     del context
     positions, box, forces = positions[kept], box[kept], forces[kept]
     charges = source.charges(system, topology)
+    found = label_parts(
+        source,
+        system,
+        topology,
+        positions,
+        box,
+        forces,
+        charges,
+        wanted=wanted,
+        reciprocal_alpha=reciprocal_alpha,
+        platform=platform,
+    )
+    return Labels(forces, energy[kept], charges, alpha, grid, kept, found)
+
+
+def label_parts(
+    source: Reference,
+    system: openmm.System,
+    topology: app.Topology,
+    positions: np.ndarray,
+    box: np.ndarray,
+    forces: np.ndarray,
+    charges: np.ndarray,
+    *,
+    wanted: Sequence[str],
+    reciprocal_alpha: float,
+    reciprocal_grid: np.ndarray | None = None,
+    platform: str = "CPU",
+) -> dict[str, np.ndarray]:
+    """Return parts of the labels of frames whose total forces are known: optional fields and attributes by name.
+
+    Parameters
+    ----------
+    source
+        What gives the labels.
+    system
+        Its System; force groups are changed.
+    topology, positions, box
+        As for `label`.
+    forces
+        (F, N, 3) float32 in kJ/mol/nm, total.
+    charges
+        (N,) elementary charges.
+    wanted
+        Of `parts.PARTS`.
+    reciprocal_alpha
+        1/nm, of the part ``reciprocal``.
+    reciprocal_grid
+        (3,) mesh points of it; None for those that the largest box asks for.
+    platform
+        Name of an OpenMM platform.
+    """
     found: dict[str, np.ndarray] = {}
     if "groups" in wanted:
         names, by_group = parts.forces_by_group(system, positions, box, platform)
         found |= {"group_names": np.array(names, dtype="S32"), "forces_by_group": by_group}
     if "reciprocal" in wanted:
-        mesh = ewald.mesh(box.max(axis=0), reciprocal_alpha, ewald.RECIPROCAL_TOLERANCE)
+        mesh = reciprocal_grid
+        if mesh is None:
+            mesh = ewald.mesh(box.max(axis=0), reciprocal_alpha, ewald.RECIPROCAL_TOLERANCE)
         found |= {"reciprocal_alpha": np.array(reciprocal_alpha), "reciprocal_grid": mesh}
         found["forces_reciprocal"] = ewald.reciprocal_forces(
             charges, positions, box, alpha=reciprocal_alpha, grid=mesh, platform=platform
@@ -187,7 +241,7 @@ def label(
     if "minus_mm" in wanted:
         mm = parts.total_forces(source.build_mm(topology), positions, box, platform)
         found["forces_minus_mm"] = (forces - mm).astype(np.float32)
-    return Labels(forces, energy[kept], charges, alpha, grid, kept, found)
+    return found
 
 
 def displace(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from data_pipeline import schema
 from forcefield_ml.data.target import Target, charges_of, mm_force_field
 from forcefield_ml.errors import DatasetError, closest
-from forcefield_ml.nn.atom_types import AtomTypes
+from forcefield_ml.nn.atom_types import AtomTypes, bonds_among
 
 _DESCRIPTION = ("species", "atom_names", "residue_names", "residue_index", "charges", "bonds", "target_mask")
 """Fields of an entry that are the same in all its frames."""
@@ -204,10 +204,7 @@ class ForceDataset:
                 bonds = self._file[schema.ENTRIES_GROUP][entry.name]["bonds"][:].astype(np.int64)
             except (KeyError, OSError) as error:
                 raise DatasetError(_damaged(self.path, error)) from None
-            if self.target.alone:
-                place = np.cumsum(self._seen[entry.name]) - 1
-                bonds = place[bonds[self._seen[entry.name][bonds].all(axis=1)]]
-            yield entry.species, bonds
+            yield entry.species, bonds_among(bonds, self._seen[entry.name])
 
     def encode(self, types: AtomTypes | None) -> None:
         """Let samples tell the atom types that a model knows; None for elements alone."""

@@ -56,6 +56,20 @@ def surroundings(species: NDArray[Any], bonds: NDArray[Any], depth: int) -> NDAr
     return found
 
 
+def bonds_among(bonds: NDArray[Any], chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the bonds whose atoms are both chosen, in the numbers that these have among themselves.
+
+    Parameters
+    ----------
+    bonds
+        (B, 2) indices of bonded atoms.
+    chosen
+        (N,) bool.
+    """
+    place, bonds = np.cumsum(chosen) - 1, np.asarray(bonds, dtype=np.int64)
+    return place[bonds[chosen[bonds].all(axis=1)]]
+
+
 class AtomTypes(NamedTuple):
     """The types that a model knows; type t >= 1 is row t - 1, and 0 no type.
 

@@ -12,21 +12,18 @@ import torch
 from numpy.typing import NDArray
 from openmm import unit
 from pydantic import Field
+from torch import Tensor
 
 from data_pipeline.config import entry_seed
-from data_pipeline.dataset.check_entry import relative_error
 from data_pipeline.dataset.pack import PackedEntry
-from data_pipeline.labels import ewald
-from data_pipeline.systems.build import evaluate
 from forcefield_ml.config import StrictConfig
+from forcefield_ml.data import Target
 from forcefield_ml.deploy.force.evaluator import Evaluator
-from forcefield_ml.errors import DatasetError, UnstableError
+from forcefield_ml.errors import UnstableError
 from forcefield_ml.models.model import Model
+from forcefield_ml.nn.atom_types import bonds_among
 from forcefield_ml.nn.embedding import types_of
-from forcefield_ml.simulation.build import platform_named
-
-AGREEMENT = 1e-4
-"""Largest mean |dF| / mean |F| between the dataset's forces of a frame and the reference set up here."""
+from forcefield_ml.simulation.reference import Reference, Truth
 
 
 class ExploreConfig(StrictConfig):
@@ -64,7 +61,8 @@ class Visited(NamedTuple):
     steps
         Steps done.
     ended
-        Why the run ended: "steps", "torn" (a reference force beyond the pipeline's limit) or "not finite".
+        Why the run ended: "steps", "torn" (a reference force, or the part of it that is learnt, beyond the pipeline's
+        limit) or "not finite".
     """
 
     positions: NDArray[np.float32]
@@ -75,69 +73,60 @@ class Visited(NamedTuple):
     ended: str
 
 
-class Reference:
-    """The reference forces of one entry, as its labels were made."""
-
-    def __init__(self, entry: PackedEntry, system: openmm.System, platform: str) -> None:
-        alpha, grid = float(entry.attributes["pme_alpha"]), np.asarray(entry.attributes["pme_grid"])
-        if alpha:
-            ewald.set_pme(system, alpha, grid)
-        chosen = platform_named(platform)
-        self.masses = [system.getParticleMass(i) for i in range(system.getNumParticles())]
-        self._context = openmm.Context(system, openmm.VerletIntegrator(0.001), chosen)
-        fields = entry.fields
-        found, _ = self(fields["positions"][0], fields["box"][0])
-        error = relative_error(found, fields["forces"][0])
-        if not error <= AGREEMENT:
-            raise DatasetError(
-                f"{entry.name}: the forces of its first frame differ from those computed here by {error:.1e} (mean "
-                f"|dF| / mean |F|, allowed {AGREEMENT:.0e}); its labels were made otherwise. Run data-pipeline check "
-                "--recompute on the dataset, and use the version of OpenMM that made it"
-            )
-
-    def __call__(self, positions: NDArray[np.float32], box: NDArray[np.float32]) -> tuple[NDArray[np.float64], float]:
-        """Return forces (N, 3) in kJ/mol/nm and energy in kJ/mol."""
-        return evaluate(self._context, positions, box)
-
-
 @dataclass
-class _Both:
-    """What the dynamics calls: the model's force on its targets, the reference's elsewhere; keeps what it saw."""
+class Both:
+    """What the dynamics calls: the model's force on its targets, the reference's elsewhere; keeps what it saw.
+
+    Parameters
+    ----------
+    reference
+        Of the entry.
+    evaluate
+        The network, on the n atoms that it sees.
+    seen, targets
+        (N,) bool, the atoms that the network sees, and those that get its force.
+    box
+        (3, 3) nm, of the whole system.
+    network_box
+        (3, 3) nm, of what the network sees; None for a vacuum.
+    """
 
     reference: Reference
     evaluate: Evaluator
+    seen: NDArray[np.bool_]
     targets: NDArray[np.bool_]
     box: NDArray[np.float32]
+    network_box: Tensor | None
     positions: NDArray[np.float32] = field(init=False)
-    forces: NDArray[np.float64] = field(init=False)
-    energy: float = field(init=False, default=0.0)
+    truth: Truth = field(init=False)
     error: float = field(init=False, default=0.0)
     largest: float = field(init=False, default=0.0)
     failure: BaseException | None = field(init=False, default=None)
 
     def __call__(self, state: openmm.State) -> tuple[float, NDArray[np.float64]]:
+        """Return no energy, and the forces (N, 3), as PythonForce wants them."""
         try:
-            return self._forces(state.getPositions(asNumpy=True)._value)
+            return 0.0, self.acting(state.getPositions(asNumpy=True)._value)
         except BaseException as failure:  # on its way through OpenMM it loses its type, Ctrl-C its message, too
             self.failure = failure
             raise
 
-    def _forces(self, positions: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+    def acting(self, positions: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the forces (N, 3) that act at positions (N, 3), nm and kJ/mol/nm."""
         # rounded as the dataset holds them, so that positions and forces belong together
         self.positions = positions.astype(np.float32)
         if not np.isfinite(self.positions).all():
             raise UnstableError("positions are not finite")
-        self.forces, self.energy = self.reference(self.positions, self.box)
-        of_targets = self.forces[self.targets]
-        box = torch.from_numpy(self.box.astype(np.float64)) if self.box.any() else None
-        predicted = self.evaluate(torch.from_numpy(self.positions.astype(np.float64)), box).forces
+        self.truth = self.reference(self.positions, self.box)
+        total, supplied = self.truth.forces[self.targets], self.truth.supplied[self.targets]
+        seen = torch.from_numpy(self.positions[self.seen].astype(np.float64))
+        predicted = self.evaluate(seen, self.network_box).forces
         assert predicted is not None  # the card says so
-        found = predicted.double().numpy()
-        self.error = float(np.linalg.norm(found - of_targets, axis=1).max())
-        self.largest = float(np.linalg.norm(of_targets, axis=1).max())
-        acting = self.forces.copy()
-        acting[self.targets] = found
-        return 0.0, acting
+        acting = self.truth.forces.copy()
+        acting[self.targets] = predicted.double().numpy() + supplied
+        self.error = float(np.linalg.norm(acting[self.targets] - total, axis=1).max())
+        self.largest = float(max(np.linalg.norm(one, axis=1).max() for one in (total, total - supplied)))
+        return acting
 
 
 class Walk:
@@ -149,23 +138,25 @@ class Walk:
         entry: PackedEntry,
         reference: Reference,
         model: Model,
-        every_atom: bool,
+        target: Target,
         max_force: float,
     ) -> None:
         self.config, self.entry, self.reference, self.max_force = config, entry, reference, max_force
         mask = entry.fields["target_mask"].astype(bool)
-        self.targets = np.ones_like(mask) if every_atom else mask
-        types, species = types_of(model), entry.fields["species"].astype(np.int64)
-        codes = species if types is None else types.codes(species, entry.fields["bonds"])
-        self.evaluator = Evaluator(model, torch.from_numpy(codes), torch.from_numpy(self.targets))
+        self.targets = np.ones_like(mask) if target.atoms == "all" else mask
+        self.alone = target.alone
+        self.seen = mask if target.alone else np.ones_like(mask)
+        types, species = types_of(model), entry.fields["species"][self.seen].astype(np.int64)
+        codes = species if types is None else types.codes(species, bonds_among(entry.fields["bonds"], self.seen))
+        self.evaluator = Evaluator(model, torch.from_numpy(codes), torch.from_numpy(self.targets[self.seen]))
 
     def run(self, number: int) -> Visited:
         """Return what the run of this number visits; it starts from a frame drawn by the seed."""
         config, fields = self.config, self.entry.fields
         seed = entry_seed(config.seed + number, self.entry.name)
         start = int(np.random.default_rng(seed).integers(len(fields["positions"])))
-        box = fields["box"][start]
-        both = _Both(self.reference, self.evaluator, self.targets, box)
+        both = self.at(start)
+        box = both.box
         # the integrator runs as long as its Context is held
         context = self._context(both, box, fields["positions"][start], seed)
         integrator = context.getIntegrator()
@@ -186,7 +177,7 @@ class Walk:
                 ended = "torn"
                 break
             if step - last >= config.every or (both.error > config.error and step - last >= config.gap):
-                kept.append((both.positions, both.forces.astype(np.float32), both.energy))
+                kept.append((both.positions, both.truth.forces.astype(np.float32), both.truth.energy))
                 last = step
         shape = (len(kept), *fields["positions"].shape[1:])
         return Visited(
@@ -198,8 +189,15 @@ class Walk:
             ended,
         )
 
+    def at(self, frame: int) -> Both:
+        """Return what gives the forces of dynamics in the box of a frame."""
+        box = self.entry.fields["box"][frame]
+        # a solute alone is in a vacuum, as in training
+        network_box = torch.from_numpy(box.astype(np.float64)) if box.any() and not self.alone else None
+        return Both(self.reference, self.evaluator, self.seen, self.targets, box, network_box)
+
     def _context(
-        self, both: _Both, box: NDArray[np.float32], positions: NDArray[np.float32], seed: int
+        self, both: Both, box: NDArray[np.float32], positions: NDArray[np.float32], seed: int
     ) -> openmm.Context:
         config = self.config
         system = openmm.System()

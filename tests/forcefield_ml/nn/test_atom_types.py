@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from forcefield_ml.nn.atom_types import CODE_STEP, AtomTypes, surroundings
+from forcefield_ml.nn.atom_types import CODE_STEP, AtomTypes, bonds_among, surroundings
 from forcefield_ml.nn.embedding import TypeEmbedding, set_types, types_of
 
 ETHANOL = np.array([6, 6, 8, 1, 1, 1, 1, 1, 1])
@@ -93,3 +93,12 @@ def test_rings_and_ends_stop_growing(depth: int) -> None:
     ring = np.array([(i, (i + 1) % 6) for i in range(6)])
     assert all(len(set(column)) == 1 for column in surroundings(np.full(6, 6), ring, depth).T)
     assert surroundings(np.array([11]), np.zeros((0, 2), dtype=int), depth).shape == (1, depth)
+
+
+def test_bonds_among_chosen_atoms() -> None:
+    """By hand: of a chain 0-1-2-3-4 without atom 2, bonds 0-1 and 3-4 are left, as 0-1 and 2-3."""
+    chain = np.array([(0, 1), (1, 2), (2, 3), (3, 4)], dtype=np.int32)
+    chosen = np.array([True, True, False, True, True])
+    assert bonds_among(chain, chosen).tolist() == [[0, 1], [2, 3]]
+    assert bonds_among(chain, np.ones(5, dtype=bool)).tolist() == chain.tolist()
+    assert bonds_among(chain[:0], chosen).shape == (0, 2)

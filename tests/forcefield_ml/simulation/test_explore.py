@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from data_pipeline.dataset.check import check
 from forcefield_ml.config import parse_config
-from forcefield_ml.errors import ConfigError, DatasetError, ForceModeError, UnstableError
+from forcefield_ml.errors import ConfigError, DatasetError, UnstableError
 from forcefield_ml.simulation import walk
 from forcefield_ml.simulation.explore import explore
 from forcefield_ml.simulation.walk import ExploreConfig
@@ -184,21 +184,6 @@ def test_a_torn_structure_ends_the_run(model_file: Path, data: Path, training: l
     (row,) = explore(config, quiet=True)["runs"]
     assert row["ended"] == "torn" and row["steps"] < 200
     assert not check(output).problems  # a force above label.max_force would be one
-
-
-def test_what_is_not_the_total_force_is_refused(model_file: Path, data: Path, tmp_path: Path) -> None:
-    """The reference of the dataset's `forces` would be another."""
-    import torch
-
-    from forcefield_ml import models
-    from forcefield_ml.deploy.model_file import bundle
-    from forcefield_ml.deploy.model_file.card import make_card
-
-    torch.manual_seed(0)
-    model = models.build({"architecture": "fast", "n_channels": 4, "n_layers": 2, "n_basis": 4, "n_units": 4}).eval()
-    alone = bundle.write(model, make_card(model, predicts="solute_alone"), tmp_path / "alone.pt")
-    with pytest.raises(ForceModeError, match="needs a model that predicts 'total'"):
-        explore(settings(alone, data, tmp_path / "v.h5"), quiet=True)
 
 
 def test_command(model_file: Path, data: Path, training: list[str], tmp_path: Path) -> None:
