@@ -241,6 +241,11 @@ def svg(figure: Figure, name: str) -> str:
     return re.sub(r'^<svg ([^>]*?)width="[^"]*"([^>]*?)height="[^"]*"|^<svg ', _open_svg, text, count=1)
 
 
+def standalone(element: str) -> str:
+    """Return what `svg` made as a file of its own, black on white whatever page shows it."""
+    return element.replace('class="plot"', 'style="background:#fff;color:#000"', 1) + "\n"
+
+
 def _open_svg(match: re.Match[str]) -> str:
     first, second = match.group(1) or "", match.group(2) or ""
     return f'<svg class="plot" role="img" {first}{second}'

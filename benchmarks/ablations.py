@@ -1,0 +1,152 @@
+"""Train the rows of an ablation study and write the table: what changed, error on validation proteins, µs per atom.
+
+    python benchmarks/ablations.py benchmarks/ablations.yaml thermal=runs/pdb/thermal/dataset.h5 -o runs/ablations \
+        --page docs/results/ablations.md
+
+Datasets are given as NAME=PATH, by the names that the study uses. Test proteins are not looked at. Stopped, the same
+command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import study
+import torch
+
+from data_pipeline import __version__
+from forcefield_ml.data import ForceDataset, Target
+from forcefield_ml.deploy.force.evaluator import Evaluator
+from forcefield_ml.nn.embedding import types_of
+from forcefield_ml.training import checkpoint as files
+
+COLUMNS = {"tensor": 1, "angle": 2, "relative": 4, "pearson": 4}
+"""Metric to digits."""
+
+REPEATS = 7
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train what is missing, measure and write the page; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path, help="YAML file of the study")
+    parser.add_argument("datasets", type=named, nargs="+", metavar="NAME=PATH", help="dataset.h5 files")
+    parser.add_argument("-o", "--output", type=Path, default=Path("runs/ablations"), help="folder of the training runs")
+    parser.add_argument("--page", type=Path, help="Markdown page to write (default: OUTPUT/STUDY.md)")
+    options = parser.parse_args(arguments)
+    plan, datasets = study.read(options.study), dict(options.datasets)
+    try:
+        done = list(study.runs(plan, datasets, options.output))
+    except study.Stopped:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
+    page = options.page or options.output / f"{options.study.stem}.md"
+    command = shlex.join(["python", "benchmarks/ablations.py", *(sys.argv[1:] if arguments is None else arguments)])
+    microseconds = costs({run.row: run.checkpoint for run in done}, next(iter(datasets.values())))
+    page.write_text(markdown(plan, done, microseconds, command), encoding="utf-8")
+    print(page.read_text(encoding="utf-8"))
+    return 0
+
+
+def named(text: str) -> tuple[str, Path]:
+    """Read NAME=PATH."""
+    name, found, path = text.partition("=")
+    if not (name and found and path):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PATH, such as thermal=runs/pdb/thermal/dataset.h5")
+    return name, Path(path)
+
+
+def costs(checkpoints: dict[str, Path], dataset: Path) -> dict[str, float]:
+    """Return by row the time of a force on every atom of one solvated protein, µs per atom.
+
+    The rows are measured in turn, as often as `REPEATS`, and the least of each is taken: a shared machine only adds.
+    """
+    frames = ForceDataset(dataset, "validation", Target("total", "all"))
+    calls = {}
+    for row, path in checkpoints.items():
+        model, _ = files.load_model(path, head="vector" if _has_two_heads(path) else None)
+        frames.encode(types_of(model))
+        sample = frames[0]
+        species, positions = torch.from_numpy(sample.entry.codes), torch.from_numpy(sample.positions).double()
+        box = None if sample.box is None else torch.from_numpy(sample.box).double()
+        calls[row] = (Evaluator(model, species), positions, box)
+    least = dict.fromkeys(calls, np.inf)
+    for repeat in range(REPEATS + 1):
+        for row, (evaluate, positions, box) in calls.items():
+            begun = time.perf_counter()
+            evaluate(positions, box)
+            if repeat:  # the first one searches neighbours and compiles
+                least[row] = min(least[row], time.perf_counter() - begun)
+    return {row: 1e6 * seconds / len(calls[row][1]) for row, seconds in least.items()}
+
+
+def _has_two_heads(path: Path) -> bool:
+    return files.load(path).model.get("head") == "both"
+
+
+def markdown(plan: study.Study, runs: Sequence[study.Run], microseconds: dict[str, float], command: str) -> str:
+    """Return the page.
+
+    Parameters
+    ----------
+    plan
+        What was trained.
+    runs
+        All of them.
+    microseconds
+        Cost of each row, per atom.
+    command
+        That made it.
+    """
+    lines = [
+        f"# {plan.title}",
+        "",
+        f"Written by `{command}` (version {__version__}, {torch.get_num_threads()} thread(s)).",
+        "",
+        *([plan.about.strip(), ""] if plan.about else []),
+        "| row | what it changes | batches | minutes | parameters | tensor (meV/Å) | of naive | angle (°) | relative "
+        "| Pearson | µs per atom |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in plan.rows:
+        lines.append(_row(row, plan.rows[row], [run for run in runs if run.row == row], microseconds[row]))
+    judged = runs[0].evaluation
+    lines += [
+        "",
+        f"Errors on {judged['n_frames']} {plan.split} frames of {judged['n_proteins']} proteins of other clusters; "
+        f"dataset content `{judged['dataset']['content_sha256'][:16]}`. µs per atom: a force on every atom of a solvated "
+        f"protein, {torch.get_num_threads()} thread(s), neighbours given, the least of {REPEATS} calls in turn.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _row(name: str, changes: dict[str, object], runs: Sequence[study.Run], microseconds: float) -> str:
+    training = runs[0].training
+    minutes = np.mean([run.training["seconds"] for run in runs]) / 60
+    cells = [
+        name,
+        f"`{changes}`" if changes else "-",
+        f"{training['n_batches']:,}",
+        f"{minutes:.1f}",
+        f"{training['n_parameters']:,}",
+    ]
+    for key, digits in COLUMNS.items():
+        values = [run.evaluation[key] for run in runs]
+        text = f"{np.mean(values):.{digits}f}"
+        if len(values) > 1:
+            text += f" ± {np.std(values, ddof=1) / len(values) ** 0.5:.{digits}f}"
+        cells.append(text)
+        if key == "tensor":
+            cells.append(f"{np.mean([run.evaluation['naive'][key] for run in runs]):.0f}")
+    return "| " + " | ".join([*cells, f"{microseconds:.2f}"]) + " |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
