@@ -120,8 +120,8 @@ def markdown(plan: study.Study, runs: Sequence[study.Run], microseconds: dict[st
     lines += [
         "",
         f"Errors on {judged['n_frames']} {plan.split} frames of {judged['n_proteins']} proteins of other clusters; "
-        f"dataset content `{judged['dataset']['content_sha256'][:16]}`. µs per atom: a force on every atom of a solvated "
-        f"protein, {torch.get_num_threads()} thread(s), neighbours given, the least of {REPEATS} calls in turn.",
+        f"dataset content `{judged['dataset']['content_sha256'][:16]}`. µs per atom: a force on every atom of a "
+        f"solvated protein, {torch.get_num_threads()} thread(s), neighbours given, least of {REPEATS} calls.",
         "",
     ]
     return "\n".join(lines)

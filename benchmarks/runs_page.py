@@ -93,7 +93,8 @@ def _row(name: str, result: dict[str, Any]) -> list[str]:
         str(result["model"]["file"] or "AMBER14"),
         result["mode"] + (f", mts {result['mts']}" if result["mts"] > 1 else ""),
         f"{result['atoms']:,} ({result['solute_atoms']:,})",
-        f"{result['steps']:,} of {result['timestep_fs']:g} fs",
+        f"{result['steps']:,} of {result['timestep_fs']:g} fs"
+        + (f", hydrogens of {heavy:g} u" if (heavy := result.get("hydrogen_mass")) else ""),
         result["status"],
         _mean(series["solute_K"]),
         _mean(series["solvent_K"]),
@@ -118,6 +119,8 @@ def _command(result: dict[str, Any]) -> str:
         words += ["--model", result["model"]["file"], "--mode", result["mode"]]
     options = ("steps", "timestep_fs", "temperature", "friction_per_ps", "mts", "padding", "box_shape", "seed")
     names = {"timestep_fs": "timestep", "friction_per_ps": "friction", "box_shape": "box"}
+    if config.get("hydrogen_mass"):
+        words += ["--hydrogen-mass", f"{config['hydrogen_mass']:g}"]
     for key in options:
         words += [
             f"--{names.get(key, key)}",

@@ -93,6 +93,9 @@ def simulate(
     ] = None,
     steps: Annotated[int, typer.Option(help="steps of dynamics in all")] = 2000,
     timestep: Annotated[float, typer.Option(help="fs; without constraints 0.5 is safe, above 2 is refused")] = 1.0,
+    hydrogen_mass: Annotated[
+        float | None, typer.Option(help="u, taken from the atom each is bonded to; 3 is advised with 1 fs")
+    ] = None,
     temperature: Annotated[float, typer.Option(help="K")] = 300.0,
     friction: Annotated[float, typer.Option(help="of the Langevin thermostat, 1/ps")] = 1.0,
     mode: Annotated[
@@ -153,6 +156,7 @@ def simulate(
         "output": output,
         "steps": steps,
         "timestep_fs": timestep,
+        "hydrogen_mass": hydrogen_mass,
         "temperature": temperature,
         "friction_per_ps": friction,
         "mode": mode,

@@ -24,6 +24,7 @@ from forcefield_ml.deploy.guards.coordinates import check_unit, read_positions
 from forcefield_ml.deploy.guards.order import check_order
 from forcefield_ml.deploy.model_file import bundle
 from forcefield_ml.deploy.stored.locate import record
+from forcefield_ml.deploy.system.masses import repartition
 from forcefield_ml.deploy.system.mm import hold_centre, make_subtract_mm, remove_internal_terms
 from forcefield_ml.deploy.system.modes import check_mode, check_system
 from forcefield_ml.deploy.system.present import refuse_overlap
@@ -346,6 +347,7 @@ class DeployedModel:
         allow_residues: Iterable[str] = (),
         charges: Charges | None = None,
         remove_net_force: bool | None = None,
+        hydrogen_mass: Any = None,
     ) -> openmm.System:
         """Return a System in which the model gives the whole force on every atom (mode `system`).
 
@@ -361,11 +363,14 @@ class DeployedModel:
             As for `create_reciprocal_force`.
         remove_net_force
             As for `add_to_system`.
+        hydrogen_mass
+            u or a quantity, as `hydrogenMass` of OpenMM's `ForceField.createSystem`: taken from the atom that a
+            hydrogen is bonded to. Advised for a time step of 1 fs. None: masses of the elements.
 
         Returns
         -------
         openmm.System
-            Masses of the elements, no constraints, the model's force, and a `CMMotionRemover` if that has no energy.
+            Masses, no constraints, the model's force, and a `CMMotionRemover` if that has no energy.
 
         Raises
         ------
@@ -373,11 +378,15 @@ class DeployedModel:
             If the model was trained on solute atoms only; says how to use it.
         TopologyError, BoxError
             As `create_force`.
+        ConfigError
+            If the hydrogen mass is not allowed.
         """
         check_mode(self.card, "system")
         system = openmm.System()
         for atom in topology.atoms():
             system.addParticle(0.0 if atom.element is None else atom.element.mass)
+        if hydrogen_mass is not None:
+            repartition(system, topology, hydrogen_mass)
         return self.add_to_system(
             system,
             topology,

@@ -24,6 +24,7 @@ from data_pipeline.systems.residues import is_water
 from forcefield_ml.deploy.model_file.bundle import read_card
 from forcefield_ml.deploy.system.bound import bound_models
 from forcefield_ml.deploy.system.force_groups import add_reference
+from forcefield_ml.deploy.system.masses import repartition, take_masses
 from forcefield_ml.deploy.system.modes import check_mode
 from forcefield_ml.errors import ConfigError, ForceModeError, TopologyError
 
@@ -179,7 +180,9 @@ def structure_as_it_is(path: Path) -> Prepared:
     return Prepared(pdb.topology, np.array(pdb.getPositions(asNumpy=True).value_in_unit(unit.nanometer)))
 
 
-def mm_system(prepared: Prepared, force_field: tuple[str, ...], cutoff: float) -> openmm.System:
+def mm_system(
+    prepared: Prepared, force_field: tuple[str, ...], cutoff: float, hydrogen_mass: float | None = None
+) -> openmm.System:
     """Return the MM system, flexible throughout: the model was trained on forces that contain every bond.
 
     Parameters
@@ -190,11 +193,13 @@ def mm_system(prepared: Prepared, force_field: tuple[str, ...], cutoff: float) -
         Names of OpenMM force field files.
     cutoff
         nm, of the direct space.
+    hydrogen_mass
+        u; None for that of the element.
 
     Raises
     ------
     ConfigError
-        If the force field does not describe the system.
+        If the force field does not describe the system, or the hydrogen mass is not allowed.
     """
     try:
         system = build_system(prepared.topology, force_field, cutoff=cutoff)
@@ -202,6 +207,8 @@ def mm_system(prepared: Prepared, force_field: tuple[str, ...], cutoff: float) -
         raise ConfigError(f"no MM system: {error}") from error
     if not any(isinstance(force, openmm.CMMotionRemover) for force in system.getForces()):
         system.addForce(openmm.CMMotionRemover())
+    if hydrogen_mass is not None:
+        repartition(system, prepared.topology, hydrogen_mass)
     return system
 
 
@@ -269,7 +276,7 @@ def add_model(
     Parameters
     ----------
     system
-        Of `mm_system`; may be changed in place. Mode `system` uses none of it but, where wanted, its charges.
+        Of `mm_system`; may be changed in place. Mode `system` uses of it the masses and, where wanted, the charges.
     topology
         Its topology.
     model
@@ -307,10 +314,11 @@ def add_model(
         dear = forcefield_ml.load(reference)
         kept = dear.create_system(topology, backend=backend, charges=system if dear.needs_reciprocal else None)
     if mode == "system":
-        charges = system if deployed.needs_reciprocal else None
+        mm, charges = system, system if deployed.needs_reciprocal else None
         system = deployed.create_system(
             topology, backend=backend, charges=charges, remove_net_force=None if remove_net_force else False
         )
+        take_masses(system, mm)
     else:
         system = deployed.add_to_system(system, topology, mode=mode, backend=backend, mm_platform=mm_platform)
     if kept is not None:

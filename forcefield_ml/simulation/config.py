@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from data_pipeline.systems.build import DEFAULT_FORCE_FIELD
 from forcefield_ml.config import StrictConfig
 from forcefield_ml.deploy.guards import stability, steps
+from forcefield_ml.deploy.system import masses
 from forcefield_ml.simulation.mts import LONGEST_OUTER
 from forcefield_ml.simulation.trajectory import Kind
 
@@ -28,6 +29,7 @@ class SimulationConfig(StrictConfig):
     output: Path
     steps: int = Field(2000, ge=1)
     timestep_fs: float = Field(1.0, gt=0)
+    hydrogen_mass: float | None = Field(None, ge=masses.LIGHTEST, le=masses.HEAVIEST)
     temperature: float = Field(300.0, gt=0)
     friction_per_ps: float = Field(1.0, gt=0)
     mode: Literal["system", "solute", "embedded", "correction"] | None = None
@@ -97,9 +99,15 @@ class SimulationConfig(StrictConfig):
             raise ValueError(f"threads is {self.threads}; deterministic runs have one.")
         if self.deterministic and self.backend == "torchforce":
             raise ValueError("backend is torchforce, whose last digits change after first use; take pythonforce.")
-        if self.timestep_fs > steps.LONGEST_STEP:
+        if self.timestep_fs > steps.LONGEST_STEP * self.stretch * (1 + 1e-6):
             raise ValueError(
-                f"timestep_fs is {self.timestep_fs:g}; without constraints at most {steps.LONGEST_STEP:g} fs is "
-                "allowed and 0.5 fs is safe."
+                f"timestep_fs is {self.timestep_fs:g}; without constraints at most "
+                f"{steps.LONGEST_STEP * self.stretch:.2g} fs is allowed and "
+                f"{steps.WARN_STEP * self.stretch / 2:.2g} fs is safe."
             )
         return self
+
+    @property
+    def stretch(self) -> float:
+        """By how much slower bonds with hydrogen swing than with the element's mass."""
+        return steps.FreeAtoms(self.hydrogen_mass or steps.HYDROGEN, -1).stretch

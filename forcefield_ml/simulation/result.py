@@ -72,6 +72,7 @@ def describe_run(
         "steps": last.step,
         "time_ps": last.step * config.timestep_fs * 1e-3,
         "timestep_fs": config.timestep_fs,
+        "hydrogen_mass": config.hydrogen_mass,
         "atoms": len(simulated.solute),
         "solute_atoms": int(simulated.solute.sum()),
         "structure_file": config.structure.name,

@@ -111,7 +111,7 @@ def simulate(config: SimulationConfig, restart: bool = False, message: Message =
             warnings.append(left_out)
     if not (folder / "config.json").is_file():
         write_whole(folder / "config.json", json.dumps(resolved, indent=1).encode())
-    system = build.mm_system(prepared, config.force_field, config.cutoff)
+    system = build.mm_system(prepared, config.force_field, config.cutoff, config.hydrogen_mass)
     options = context_options(config)
     fired: dict[str, Any] | None = None
     if snapshot is None:
@@ -417,8 +417,9 @@ def _forget(folder: Path) -> None:
 
 
 def _timestep_warnings(config: SimulationConfig, message: Message) -> list[str]:
-    if config.timestep_fs <= steps.WARN_STEP:
+    longest = steps.WARN_STEP * config.stretch
+    if config.timestep_fs <= longest * (1 + 1e-6):
         return []
-    line = f"a timestep of {config.timestep_fs:g} fs is long for bonds without constraints; 0.5 fs is safe."
+    line = f"a timestep of {config.timestep_fs:g} fs is long for bonds without constraints; {longest / 2:.2g} is safe."
     message(f"warning: {line}")
     return [line]
