@@ -7,6 +7,7 @@ LEARNING = [
     "e3nn>=0.5.6",
     "lightning>=2.5",
     "pytorch-optimizer>=4.1",
+    "tensorboardX>=2.6",
     "vesin-torch>=0.6",
     "matplotlib>=3.9",
     "jinja2>=3.1",

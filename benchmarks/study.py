@@ -31,7 +31,9 @@ class Study(StrictConfig):
     title: str = Field(description="of the page")
     about: str = Field("", description="what the reader must know before the table")
     base: dict[str, Any] = Field(description="settings of training that all rows share; dataset and output are given")
-    rows: dict[str, dict[str, Any]] = Field(description="what each changes; `model` is merged key by key")
+    rows: dict[str, dict[str, Any]] = Field(
+        description="what each changes; `model` is merged key by key, unless the row has another architecture"
+    )
     replicates: int = Field(1, ge=1, description="seeds of each row: that of base, the next one, and so on")
     split: Literal["validation", "test"] = "validation"
     judge: str | None = Field(None, description="name of the dataset by which every row is judged; none: the row's own")
@@ -94,7 +96,9 @@ def settings(study: Study, row: str, seed: int, datasets: dict[str, Path], folde
         If a name has no path, or the settings are not those of a training.
     """
     merged = {**study.base, **study.rows[row]}
-    merged["model"] = {**study.base.get("model", {}), **study.rows[row].get("model", {})}
+    model, changes = study.base.get("model", {}), study.rows[row].get("model", {})
+    same = changes.get("architecture", model.get("architecture")) == model.get("architecture")
+    merged["model"] = {**model, **changes} if same else changes
     merged["dataset"] = path_of(merged.get("dataset", next(iter(datasets))), datasets)
     merged["extra_datasets"] = [path_of(name, datasets) for name in merged.get("extra_datasets", ())]
     merged["output"] = folder / f"{slug(row)}-{seed}"

@@ -69,6 +69,9 @@ class TrainingConfig(StrictConfig):
     )
     seed: int = Field(0, ge=0)
     validate_every: int = Field(200, ge=1, description="batches")
+    patience: int | None = Field(
+        None, ge=1, description="validations in a row without a lower loss after which training ends early; none: never"
+    )
     validation_frames: int | None = Field(None, ge=1, description="at most so many, spread over the entries; none: all")
     save_every_seconds: float = Field(30.0, ge=0)
     log_every: int = Field(10, ge=1, description="batches")
@@ -129,6 +132,7 @@ RESUME_FREE = frozenset(
         "max_batches",
         "max_minutes",
         "validate_every",
+        "patience",
         "validation_frames",
         "save_every_seconds",
         "log_every",

@@ -1,9 +1,12 @@
-"""log.csv of a run: one row every few batches, cut back to the checkpoint when the run goes on."""
+"""What a run writes every few batches, cut back to the checkpoint when it goes on: log.csv, and for TensorBoard."""
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
+
+from tensorboardX import SummaryWriter
 
 COLUMNS = (
     "batch",
@@ -24,33 +27,43 @@ that was spent waiting for batches; validation_energy_head is the tensor error b
 the others are then, was trained beside it; the rest as in metrics.py."""
 
 
-class CsvLog:
-    """Append rows to log.csv.
+class RunLog:
+    """Append rows to log.csv, and events for `tensorboard --logdir` on the folder or one above it.
 
     Parameters
     ----------
     path
-        The file.
+        Of log.csv; events go beside it.
     n_batches
         Batches that the run goes on from; later rows of a killed run are dropped, for they come again.
     """
 
     def __init__(self, path: Path, n_batches: int = 0):
+        # two runs begun within a second would write one file
+        suffix = f".{n_batches}"
+        self._events = SummaryWriter(str(path.parent), purge_step=n_batches + 1, flush_secs=10, filename_suffix=suffix)
         rows = [row for row in read_log(path) if row["batch"] <= n_batches] if path.exists() and n_batches else []
         self._file = open(path, "w", newline="", encoding="utf-8")
         self._writer = csv.DictWriter(self._file, COLUMNS)
         self._writer.writeheader()
         for row in rows:
-            self.add(**row)
+            self._write(row)
 
-    def add(self, **values: float | None) -> None:
+    def add(self, batch: int, **values: float | None) -> None:
         """Write one row at once; what is not given stays empty."""
-        self._writer.writerow({key: _text(values.get(key)) for key in COLUMNS})
-        self._file.flush()
+        self._write({"batch": batch, **values})
+        for key, value in values.items():
+            if value is not None:
+                self._events.add_scalar(key.replace("validation_", "validation/", 1), value, batch)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the files."""
         self._file.close()
+        self._events.close()
+
+    def _write(self, values: Mapping[str, float | None]) -> None:
+        self._writer.writerow({key: _text(values.get(key)) for key in COLUMNS})
+        self._file.flush()
 
 
 def read_log(path: Path) -> list[dict[str, float]]:

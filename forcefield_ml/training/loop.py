@@ -26,7 +26,7 @@ from forcefield_ml.training.config import RESUME_FREE, TrainingConfig
 from forcefield_ml.training.module import ForceModule
 from forcefield_ml.training.processes import Processes
 from forcefield_ml.training.start import Begun, begin_with
-from forcefield_ml.training.supervisor import BEST, LAST, Supervisor, former_signal_handlers, headline
+from forcefield_ml.training.supervisor import BEST, LAST, Supervisor, budget, former_signal_handlers, headline
 
 CONFIG = "config.yaml"
 
@@ -292,7 +292,8 @@ def _former_run(config: TrainingConfig, training: ForceDataset, n_processes: int
 
 
 def _is_finished(config: TrainingConfig, resume: dict[str, Any]) -> bool:
-    if resume.get("finished") == [config.max_batches, config.max_minutes]:
+    finished = resume.get("finished")
+    if finished and finished == budget(config)[: len(finished)]:
         return True
     if config.max_batches is not None and resume["n_batches"] >= config.max_batches:
         return True

@@ -22,7 +22,8 @@ from forcefield_ml.progress import ProgressLine, duration
 from forcefield_ml.training import checkpoint as files
 from forcefield_ml.training import predict, provenance
 from forcefield_ml.training.average import WeightAverage
-from forcefield_ml.training.log import CsvLog
+from forcefield_ml.training.config import TrainingConfig
+from forcefield_ml.training.log import RunLog
 from forcefield_ml.training.metrics import with_naive
 from forcefield_ml.training.module import ForceModule, huber, learning_rate
 
@@ -68,14 +69,15 @@ class Supervisor(lightning.Callback):
         self.n_batches = int(resume.get("n_batches", 0))
         self.seconds_before = float(resume.get("seconds", 0.0))
         self.waited_before = float(former.training.get("seconds_waited", 0.0)) if former else 0.0
-        self.best = float(resume.get("best", math.inf))
+        self.best = self.lowest = float(resume.get("best", math.inf))
+        self.stale = int(resume.get("stale", 0))
         self.metrics: dict[str, Any] = former.metrics if former else {}
         self.optimiser_state = resume.get("optimiser")
         self.average = WeightAverage(module.model, self.config.ema)
         if former is not None and resume:
             self.average.load(former.state_dict)
         if self.processes.first:
-            self.csv = CsvLog(self.config.output / LOG, self.n_batches)
+            self.record = RunLog(self.config.output / LOG, self.n_batches)
         self.finished = False
         self.interrupted = False
         self.validated_at = -1
@@ -152,6 +154,8 @@ class Supervisor(lightning.Callback):
         stop = self.finished or interrupted
         due = self.n_batches % self.config.validate_every == 0
         validated = self._validate() if due or self.finished else {}
+        if validated and self.config.patience is not None and self.stale >= self.config.patience:
+            self.finished = stop = True
         if self.processes.first:
             if validated or stop or self.n_batches % self.config.log_every == 0:
                 self._log(validated)
@@ -163,7 +167,7 @@ class Supervisor(lightning.Callback):
     def on_train_end(self, trainer: lightning.Trainer, _: lightning.LightningModule) -> None:
         """Close the log; let every process wait for what process 0 wrote."""
         if self.processes.first:
-            self.csv.close()
+            self.record.close()
         trainer.strategy.barrier()
 
     def _stop(self, *_: Any) -> None:
@@ -199,6 +203,8 @@ class Supervisor(lightning.Callback):
                 f"the validation loss after {self.n_batches} batches is {loss}. Lower learning_rate "
                 f"(now {self.config.learning_rate}) and give another output folder"
             )
+        self.stale = 0 if loss < self.lowest else self.stale + 1
+        self.lowest = min(self.lowest, loss)
         metrics, *others = judged.values()
         self.metrics = {
             **metrics,
@@ -220,7 +226,7 @@ class Supervisor(lightning.Callback):
         if self.losses:
             self.shown_loss = float(np.mean(self.losses))
         self.speed = (self.n_batches - self.logged_batches) / max(now - self.logged, 1e-9)
-        self.csv.add(
+        self.record.add(
             batch=self.n_batches,
             seconds=self.seconds,
             loss=self.shown_loss,
@@ -277,10 +283,16 @@ class Supervisor(lightning.Callback):
             "seconds": self.seconds,
             "scale": float(self.card["scale"]),
             "best": self.best,
-            "finished": [self.config.max_batches, self.config.max_minutes] if self.finished else None,
+            "stale": self.stale,
+            "finished": budget(self.config) if self.finished else None,
         }
         files.save(self.config.output / LAST, checkpoint)
         self.saved = time.monotonic()
+
+
+def budget(config: TrainingConfig) -> list[float | None]:
+    """Return what ends a run; one that was finished within it is finished."""
+    return [config.max_batches, config.max_minutes, config.patience]
 
 
 def headline(metrics: dict[str, Any]) -> str:

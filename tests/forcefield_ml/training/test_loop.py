@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ import pytest
 import torch
 import yaml
 from dataset_files import TINY_MODELS, write_dataset
+from tensorboardX.proto.event_pb2 import Event
 
 from forcefield_ml import models
 from forcefield_ml.config import parse_config
@@ -388,3 +390,49 @@ def test_atom_types_are_learnt_and_kept(settings, tmp_path):
     further = run(settings, output=tmp_path / "further", start_from=tmp_path / "whole" / "best.pt")
     kept = types_of(files.load_model(further.checkpoint)[0])
     assert kept is not None and np.array_equal(kept.hashes, types.hashes)
+
+
+def events(folder: Path) -> list[tuple[int, str, float]]:
+    """Return (step, tag, value) of every TensorBoard event file in a folder, oldest file first, as they lie there."""
+    found = []
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        data = path.read_bytes()
+        while data:  # a length, its checksum, the event, its checksum
+            (length,) = struct.unpack("<Q", data[:8])
+            event, data = Event.FromString(data[12 : 12 + length]), data[16 + length :]
+            found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+            if event.HasField("session_log"):
+                found.append((event.step, "purge", 0.0))
+    return found
+
+
+def test_tensorboard_has_what_the_log_has(settings):
+    """Every number of log.csv is an event of its batch; a run that goes on tells TensorBoard what comes again."""
+    run(settings, max_batches=6)
+    run(settings)
+    rows = read_log(settings["output"] / "log.csv")
+    told = {(step, tag): value for step, tag, value in events(settings["output"])}
+    for row in rows:
+        for key, value in row.items():
+            if key != "batch":
+                tag = key.replace("validation_", "validation/")
+                assert told[(int(row["batch"]), tag)] == pytest.approx(value, rel=1e-6)
+    assert {(1, "purge"), (7, "purge")} <= set(told)
+
+
+def test_patience_ends_a_run_that_no_longer_learns(settings):
+    """With a learning rate of nothing the loss stays; two validations later the run is finished, and stays so."""
+    settings |= {"learning_rate": 1e-12, "max_batches": 400, "warmup_batches": 0}
+    result = run(settings, patience=2)
+    assert result.finished and result.n_batches <= 5 * settings["validate_every"]
+    assert run(settings, patience=2).n_batches == result.n_batches, "finished is finished"
+    again = run(settings, patience=4)
+    assert again.finished and again.n_batches > result.n_batches, "more patience goes on"
+    assert (
+        run(
+            settings | {"learning_rate": 0.02, "output": settings["output"].with_name("other")},
+            patience=5,
+            max_batches=40,
+        ).n_batches
+        == 40
+    ), "control: while it learns it goes on"
