@@ -40,8 +40,8 @@ def train(
     """Train a model on a dataset, or go on with a run that stopped.
 
     Writes best.pt (the checkpoint to evaluate and export), last.pt (to go on from), log.csv, events for TensorBoard
-    and config.yaml to the output folder. Ctrl-C stops after the batch in hand; the same command goes on. Several processes, one for each
-    device: torchrun --nproc-per-node N -m forcefield_ml.cli train CONFIG.
+    and config.yaml to the output folder. Ctrl-C stops after the batch in hand; the same command goes on. Several
+    processes, one for each device: torchrun --nproc-per-node N -m forcefield_ml.cli train CONFIG.
     """
     from forcefield_ml.config import load_config
     from forcefield_ml.training.config import TrainingConfig

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from openmm import app
 
 from forcefield_ml import units
-from forcefield_ml.deploy.force.binding import some
+from forcefield_ml.deploy.force.binding import bind_atoms, some, typed
 from forcefield_ml.deploy.force.indices import read_indices, read_values
 from forcefield_ml.deploy.guards.coordinates import check_unit
 from forcefield_ml.deploy.guards.stability import MAX_FORCE
@@ -38,8 +39,9 @@ class ForcefieldMLCalculator(Calculator):
     ``PropertyNotImplementedError``; molecular dynamics at constant volume works. The neighbour list is kept from step
     to step.
 
-    ASE's atoms have no residues: that hydrogens are complete, and that the model was trained on such molecules, is
-    not checked here.
+    ASE's atoms have no bonds and no residues. A model of atom types needs them: give the topology of the same atoms.
+    With it, that hydrogens are complete and that the model was trained on such molecules is checked as in OpenMM;
+    without, it is not.
 
     Parameters
     ----------
@@ -58,12 +60,16 @@ class ForcefieldMLCalculator(Calculator):
         As for `forcefield_ml.load`.
     remove_net_force
         As for `DeployedModel.add_to_system`: by default in mode ``"system"``, unless there are targets.
+    topology
+        OpenMM's, of the same atoms in the same order; with bonds.
+    allow_residues
+        As for `DeployedModel.add_to_system`.
 
     Raises
     ------
     ForceModeError
-        If the card does not allow the mode, the model leaves a part of the force to OpenMM, targets are lacking, or
-        the net force is to be removed from a part of the atoms.
+        If the card does not allow the mode, the model leaves a part of the force to OpenMM, targets or the topology
+        are lacking, or the net force is to be removed from a part of the atoms.
     TopologyError
         If targets are neither whole numbers nor a mask.
     ModelFileError, ConfigError
@@ -80,6 +86,8 @@ class ForcefieldMLCalculator(Calculator):
         targets: Iterable[int] | None = None,
         device: str = "auto",
         remove_net_force: bool | None = None,
+        topology: app.Topology | None = None,
+        allow_residues: Iterable[str] = (),
     ):
         super().__init__()
         self.model = model if isinstance(model, DeployedModel) else load(model, device)
@@ -90,6 +98,13 @@ class ForcefieldMLCalculator(Calculator):
                 "its forces alone would be wrong. Use it in OpenMM (model.create_system, model.add_to_system), or take "
                 "a model that predicts 'total'"
             )
+        if self.model.atom_types is not None and topology is None:
+            raise ForceModeError(
+                "this model knows atoms by their bonds, which ASE's Atoms do not hold; pass topology=, OpenMM's of the "
+                "same atoms in the same order (openmm.app.PDBFile('system.pdb').topology), or take a model of elements "
+                "alone"
+            )
+        self._topology, self._allowed = topology, tuple(allow_residues)
         solute_only = mode == "correction" and self.model.card["target_atoms"] == "solute"
         if (mode == "solute" or solute_only) and targets is None:
             raise ForceModeError(
@@ -178,11 +193,6 @@ class ForcefieldMLCalculator(Calculator):
         return self._evaluate
 
     def _make_evaluator(self, atoms: Atoms) -> Callable[[torch.Tensor, torch.Tensor | None], Prediction]:
-        if self.model.atom_types is not None:
-            raise ForceModeError(
-                "this model knows atoms by their bonds, which ASE's Atoms do not hold; use it in OpenMM, or a model of "
-                "elements alone (model.type_depth = 0 in training)"
-            )
         known = self.model.card["species"]
         unknown = self._seen[~np.isin(atoms.numbers[self._seen], known)]
         if len(unknown):
@@ -197,7 +207,27 @@ class ForcefieldMLCalculator(Calculator):
         mask = None
         if len(self._targets) < len(self._seen):
             mask = torch.from_numpy(np.isin(self._seen, self._targets)).to(device)
-        return self.model.evaluator(torch.tensor(atoms.numbers[self._seen], device=device), mask)
+        return self.model.evaluator(torch.tensor(self._species(atoms), device=device), mask)
+
+    def _species(self, atoms: Atoms) -> np.ndarray:
+        """Return what the model is told of the atoms it sees: elements, or types by the topology."""
+        if self._topology is None:
+            return np.asarray(atoms.numbers[self._seen])
+        if self._topology.getNumAtoms() != len(atoms):
+            raise TopologyError(
+                f"the topology has {self._topology.getNumAtoms()} atoms, ASE's Atoms {len(atoms)}; give the topology "
+                "of the same atoms in the same order"
+            )
+        alone = self.mode == "embedded"
+        chosen = self._targets if alone or self._chosen is not None else np.arange(len(atoms))
+        binding = bind_atoms(self.model.card, self._topology, chosen, alone, self._allowed)
+        if not np.array_equal(binding.species, atoms.numbers[self._seen]):
+            other = self._seen[np.asarray(binding.species) != atoms.numbers[self._seen]]
+            raise TopologyError(
+                f"the topology has other elements than ASE's Atoms at {_named(atoms, other)}; give the topology of the "
+                "same atoms in the same order"
+            )
+        return np.array(typed(binding, self._topology, self.model.atom_types).species)
 
     def _choose(self, atoms: Atoms) -> None:
         """Set which atoms get forces, and which the model sees."""

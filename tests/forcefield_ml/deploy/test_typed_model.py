@@ -12,7 +12,7 @@ from deploy_helpers import CONFIGS, Deployed, Molecules, bare_system, context_of
 from openmm import app
 
 import forcefield_ml
-from forcefield_ml import models
+from forcefield_ml import models, units
 from forcefield_ml.deploy.model_file import bundle
 from forcefield_ml.deploy.model_file.card import make_card
 from forcefield_ml.errors import ConfigError, ForceModeError, TopologyError
@@ -37,6 +37,22 @@ def without_bonds(topology: app.Topology) -> app.Topology:
             bare.addAtom(atom.name, atom.element, copy)
     bare.setPeriodicBoxVectors(topology.getPeriodicBoxVectors())
     return bare
+
+
+def _turned(topology: app.Topology) -> app.Topology:
+    """Return a topology whose waters begin with a hydrogen."""
+    other, chain = app.Topology(), None
+    copies = {}
+    for residue in topology.residues():
+        chain = chain or other.addChain()
+        copy = other.addResidue(residue.name, chain, residue.id)
+        atoms = list(residue.atoms())
+        for atom in [atoms[1], atoms[0], *atoms[2:]] if residue.name == "HOH" else atoms:
+            copies[atom] = other.addAtom(atom.name, atom.element, copy)
+    for one, two in topology.bonds():
+        other.addBond(copies[one], copies[two])
+    other.setPeriodicBoxVectors(topology.getPeriodicBoxVectors())
+    return other
 
 
 @pytest.fixture(scope="module")
@@ -92,19 +108,39 @@ def test_numbering_of_the_file_does_not_matter(typed: Deployed, dry: Molecules) 
 
 
 def test_what_has_no_bonds_is_refused(typed: Deployed, wet: Molecules) -> None:
-    """A topology without bonds, elements alone, and ASE, which holds no bonds."""
-    from ase import Atoms
-
+    """A topology without bonds, and elements alone."""
     model = forcefield_ml.load(typed.path)
     with pytest.raises(TopologyError, match=r"bonded as no atom .* lacks bonds \(it has 0\)"):
         model.create_force(without_bonds(wet.topology))
     species, _ = numbers(wet.topology)
     with pytest.raises(ConfigError, match="knows atoms by their bonds"):
         model.forces(wet.positions, wet.box, species=species)
-    atoms = Atoms(numbers=species, positions=10 * wet.positions, cell=10 * wet.box, pbc=True)
-    atoms.calc = forcefield_ml.ForcefieldMLCalculator(typed.path, mode="solute", targets=wet.solute)
-    with pytest.raises(ForceModeError, match="knows atoms by their bonds"):
-        atoms.get_forces()
+
+
+def test_ase_takes_the_types_from_a_topology(typed: Deployed, wet: Molecules) -> None:
+    """ASE's forces are OpenMM's where the topology is given, all of it or the solute alone; refused where it is not."""
+    from ase import Atoms
+    from ase.constraints import FixAtoms
+
+    model = forcefield_ml.load(typed.path)
+    atoms = Atoms([a.element.symbol for a in wet.topology.atoms()], 10 * wet.positions, cell=10 * wet.box, pbc=True)
+    atoms.set_constraint(FixAtoms(np.setdiff1d(np.arange(len(atoms)), wet.solute)))
+    expected = model.forces(wet.positions, wet.box, topology=wet.topology, atoms=wet.solute)[wet.solute]
+    scale = units.ANGSTROM / units.EV
+    settings = {"mode": "solute", "targets": wet.solute}
+    atoms.calc = forcefield_ml.ForcefieldMLCalculator(model, topology=wet.topology, **settings)
+    found = atoms.get_forces(apply_constraint=False)[wet.solute] / scale
+    assert np.linalg.norm(found - expected) < 1e-4 * np.linalg.norm(expected)
+    with pytest.raises(ForceModeError, match=r"knows atoms by their bonds.*pass topology="):
+        forcefield_ml.ForcefieldMLCalculator(model, **settings)
+    for wrong, told in ((without_bonds(wet.topology), "it has 0"), (_turned(wet.topology), "other elements")):
+        atoms.calc = forcefield_ml.ForcefieldMLCalculator(model, topology=wrong, **settings)
+        with pytest.raises(TopologyError, match=told):
+            atoms.get_forces()
+    fewer = atoms[:-3]
+    fewer.calc = forcefield_ml.ForcefieldMLCalculator(model, topology=wet.topology, **settings)
+    with pytest.raises(TopologyError, match=f"{len(atoms)} atoms, ASE's Atoms {len(fewer)}"):
+        fewer.get_forces()
 
 
 def test_unseen_surroundings_far_away_are_no_reason_to_refuse(dry: Molecules, tmp_path: Path) -> None:
