@@ -302,11 +302,20 @@ class LabelConfig(_Section):
         default=list(DEFAULT_FORCE_FIELD), min_length=1, description="What the part minus_mm subtracts."
     )
     displaced_copies: int = Field(
-        default=0, ge=0, description="Copies of each frame with the protein's atoms displaced at random, for training."
+        default=0, ge=0, description="Copies of each frame with atoms displaced at random, for training."
     )
     displacement: float = Field(default=0.008, gt=0, le=0.05, description="nm; largest standard deviation of these.")
     displace: Literal["even", "uneven"] = Field(
         default="even", description="All atoms of a copy alike, or a fifth of them far and the others little."
+    )
+    displaced_atoms: Literal["solute", "all"] = Field(
+        default="solute", description="Which atoms of a copy; all, for models of all atoms."
+    )
+    displaced_molecules: float = Field(
+        default=0.0,
+        ge=0,
+        le=0.1,
+        description="nm; largest standard deviation by which a fifth of a copy's solvent molecules is moved whole.",
     )
     max_force: float = Field(
         default=1e5, gt=0, description="kJ/mol/nm; an entry with a larger force is refused, a displaced copy dropped."

@@ -96,8 +96,8 @@ ENTRY_FIELDS: tuple[Field, ...] = (
         "f4",
         ("F",),
         "nm",
-        "Standard deviation (of uneven ones the largest) of random displacements of target atoms; 0, or no such field: "
-        "as sampled.",
+        "Standard deviation (of uneven ones the largest) of random displacements of atoms; 0, or no such field: as "
+        "sampled.",
         required=False,
     ),
     Field("group_names", "S32", ("G",), "", "Name of each force group, sorted.", required=False),

@@ -46,12 +46,21 @@ def label_entry(out: Path, prepared: str, frames: str, settings: dict[str, Any],
     read = read_frames(frames)
     settings = dict(settings)
     copies, largest, how = (settings.pop(key) for key in ("displaced_copies", "displacement", "displace"))
+    whose, shift = settings.pop("displaced_atoms"), settings.pop("displaced_molecules")
     potential = settings.pop("potential")
     settings["potential"] = None if potential is None else Potential(**potential)
     settings["wanted"] = settings.pop("parts")
     description = describe(topology)
+    solute = description["target_mask"]
     positions, displacement = displace(
-        read.positions, description["target_mask"], copies=copies, largest=largest, uneven=how == "uneven", seed=seed
+        read.positions,
+        np.ones_like(solute) if whose == "all" else solute,
+        copies=copies,
+        largest=largest,
+        uneven=how == "uneven",
+        molecules=np.where(solute, -1, description["residue_index"]),
+        shift=shift,
+        seed=seed,
     )
     box = np.tile(read.box, (1 + copies, 1, 1))
     labels = label(topology, positions, box, droppable=displacement > 0, **settings)

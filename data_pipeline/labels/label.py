@@ -245,9 +245,17 @@ def label_parts(
 
 
 def displace(
-    positions: np.ndarray, mask: np.ndarray, *, copies: int, largest: float, uneven: bool = False, seed: int
+    positions: np.ndarray,
+    mask: np.ndarray,
+    *,
+    copies: int,
+    largest: float,
+    uneven: bool = False,
+    molecules: np.ndarray | None = None,
+    shift: float = 0.0,
+    seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Add copies of each frame whose masked atoms are displaced at random.
+    """Add copies of each frame whose masked atoms are displaced at random, and molecules, if wanted, as a whole.
 
     Dynamics with a learnt force visits bonds and angles that a few thermal frames do not hold; where the network then
     has no restoring force, a bond breaks. A displaced copy shows it such geometries for the price of one force
@@ -256,6 +264,9 @@ def displace(
     In uneven copies each atom has its own: of a fifth of the atoms, drawn anew for each copy, uniform from a quarter of
     the largest to the largest, of the others uniform up to a quarter. A bond far out of its place then stands among
     atoms near theirs, as it does where dynamics break it; in even copies all bonds are far out together.
+
+    Molecules moved as a whole show what holds two of them apart: a fifth of them in each copy, each by a standard
+    deviation of its own, uniform up to the largest.
 
     Parameters
     ----------
@@ -269,6 +280,10 @@ def displace(
         nm, of the standard deviation of each coordinate.
     uneven
         Draw a standard deviation for each atom.
+    molecules
+        (N,) integers, the same for the atoms of a molecule that may be moved as a whole; negative: never moved so.
+    shift
+        nm, largest standard deviation of each coordinate of such a move.
     seed
         Of the displacements.
 
@@ -290,10 +305,24 @@ def displace(
     moved = np.tile(positions, (copies, 1, 1))
     noise = generator.normal(size=(n_copies, n_atoms, 3)) * sigma[:, :, None]
     moved[:, mask] += noise.astype(np.float32)
+    if molecules is not None and shift > 0:
+        moved += _moved_as_a_whole(molecules, n_copies, shift, generator).astype(np.float32)
     return (
         np.concatenate([positions, moved]),
         np.concatenate([np.zeros(len(positions)), sigma.max(axis=1, initial=0.0)]).astype(np.float32),
     )
+
+
+def _moved_as_a_whole(molecules: np.ndarray, n_copies: int, shift: float, generator: np.random.Generator) -> np.ndarray:
+    """Return (n_copies, N, 3) displacements, the same for all atoms of a molecule."""
+    known = np.unique(molecules[molecules >= 0])
+    sigma = np.where(generator.random((n_copies, len(known))) < FAR_SHARE, 1.0, 0.0)
+    sigma *= generator.uniform(0.0, shift, size=sigma.shape)
+    moves = generator.normal(size=(*sigma.shape, 3)) * sigma[:, :, None]
+    found = np.zeros((n_copies, len(molecules), 3))
+    inside = molecules >= 0
+    found[:, inside] = moves[:, np.searchsorted(known, molecules[inside])]
+    return found
 
 
 def describe(topology: app.Topology) -> dict[str, np.ndarray]:

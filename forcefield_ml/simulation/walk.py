@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import openmm
@@ -129,6 +130,22 @@ class Both:
         return acting
 
 
+def starts(fields: Mapping[str, NDArray[Any]]) -> NDArray[np.intp]:
+    """Return the frames of an entry from which a run may begin.
+
+    Those as sampled, for a displaced copy would begin with thousands of kelvin in some bonds; all, where there is
+    nothing else.
+
+    Parameters
+    ----------
+    fields
+        Of the entry, as the dataset has them.
+    """
+    everything = np.arange(len(fields["positions"]))
+    sampled = everything[fields["displacement"] == 0] if "displacement" in fields else everything
+    return sampled if len(sampled) else everything
+
+
 class Walk:
     """Dynamics of one entry."""
 
@@ -154,7 +171,7 @@ class Walk:
         """Return what the run of this number visits; it starts from a frame drawn by the seed."""
         config, fields = self.config, self.entry.fields
         seed = entry_seed(config.seed + number, self.entry.name)
-        start = int(np.random.default_rng(seed).integers(len(fields["positions"])))
+        start = int(np.random.default_rng(seed).choice(starts(fields)))
         both = self.at(start)
         box = both.box
         # the integrator runs as long as its Context is held

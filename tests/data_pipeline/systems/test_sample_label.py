@@ -252,3 +252,25 @@ def test_uneven_copies_move_a_fifth_of_the_atoms_far(crambin: Prepared, frames: 
     assert (squares.max(axis=2) > 0.7**2).mean() < 0.15  # even copies as large: a third and more
     again, _ = displace(frames.positions, mask, copies=copies, largest=largest, uneven=True, seed=4)
     assert np.array_equal(again, positions)
+
+
+def test_molecules_are_moved_as_a_whole(crambin: Prepared, frames: Frames) -> None:
+    """A fifth of the waters, no atom of them against another; the protein stays; what else is drawn stays the same."""
+    mask = protein_mask(crambin.topology)
+    residue = np.array([atom.residue.index for atom in crambin.topology.atoms()])
+    molecules = np.where(mask, -1, residue)
+    n_frames, copies, shift = len(frames.positions), 10, 0.03
+    still = displace(frames.positions, mask, copies=copies, largest=0.01, seed=4)
+    positions, sigma = displace(
+        frames.positions, mask, copies=copies, largest=0.01, molecules=molecules, shift=shift, seed=4
+    )
+    assert np.array_equal(positions[:n_frames], frames.positions) and np.array_equal(sigma, still[1])
+    np.testing.assert_array_equal(positions[:, mask], still[0][:, mask])
+    moves = (positions - still[0])[n_frames:, ~mask]
+    waters = np.array([a.residue.name == "HOH" for a in crambin.topology.atoms()])[~mask]
+    triples = moves[:, waters].reshape(len(moves), -1, 3, 3)
+    assert np.abs(triples - triples[:, :, :1]).max() < 2e-6, "atoms of a water move together"
+    share = (np.abs(triples[:, :, 0]).max(axis=2) > 1e-6).mean()
+    assert share == pytest.approx(0.2, abs=0.02)
+    # of a fifth, the mean square of a standard deviation that is uniform up to the largest
+    assert (triples[:, :, 0] ** 2).mean() == pytest.approx(0.2 * shift**2 / 3, rel=0.15)

@@ -71,6 +71,17 @@ def test_more_frames_where_it_is_wrong(model_file: Path, data: Path, training: l
     assert (many["frames"], none["frames"]) == (3, 1)
 
 
+@pytest.mark.parametrize(
+    ("displacement", "expected"), [([0.01, 0, 0.02, 0], [1, 3]), (None, [0, 1, 2, 3]), ([0.01] * 4, [0, 1, 2, 3])]
+)
+def test_begins_with_frames_as_sampled(displacement: list[float] | None, expected: list[int]) -> None:
+    """A displaced copy holds thousands of kelvin in some bonds: no start, unless there is nothing else."""
+    fields = {"positions": np.zeros((4, 2, 3), dtype=np.float32)}
+    if displacement is not None:
+        fields["displacement"] = np.array(displacement, dtype=np.float32)
+    assert walk.starts(fields).tolist() == expected
+
+
 def test_only_training_entries(model_file: Path, data: Path, training: list[str], tmp_path: Path) -> None:
     """Frames of test entries must never be learnt."""
     with h5py.File(data) as file:
