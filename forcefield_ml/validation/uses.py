@@ -5,8 +5,9 @@
 | single-point use      | relative error at most 0.6, and better than every naive predictor                            |
 | NVT of a solute       | relative error at most 0.15, lambda at most 0.03, and drift over the standard deviation of   |
 |                       | the kinetic energy below 1 with multiple time stepping                                       |
-| NVT of a whole system | relative error at most 0.10, lambda at most 0.01, and the temperature of each element within |
-|                       | 3 % or three block standard errors (see `WIDEST`), whichever is larger                       |
+| NVT of a whole system | relative error at most 0.10, of water and ions, too, where data hold them; lambda at most    |
+|                       | 0.01; and the temperature of each element within 3 % or three block standard errors (see     |
+|                       | `WIDEST`), whichever is larger                                                               |
 
 A use is *fit* when everything asked was measured and is met, *not fit* when something measured is not met, and *not
 shown* otherwise: what was not measured counts for nobody. A run that a guard stopped speaks against its use.
@@ -98,7 +99,7 @@ def judge(
     Parameters
     ----------
     metrics
-        Of `evaluate`.
+        Of `evaluate`; ``others``, where it is, counts for a whole system.
     asymmetry
         Of `symmetry.asymmetry`.
     dynamics
@@ -124,6 +125,7 @@ def judge(
             "NVT of a whole system",
             (
                 _relative(metrics, SYSTEM_RELATIVE),
+                *_of_water(metrics),
                 _lambda(asymmetry, SYSTEM_LAMBDA),
                 *_temperatures(dynamics, target_atoms),
             ),
@@ -134,6 +136,14 @@ def judge(
 def _relative(metrics: Mapping[str, Any], limit: float) -> Criterion:
     value = metrics["relative"]
     return Criterion(*_at_most("relative error", value, limit))
+
+
+def _of_water(metrics: Mapping[str, Any]) -> list[Criterion]:
+    """Return what is asked of the atoms that are not the protein's, where the model was compared on them."""
+    others = metrics.get("others")
+    if not others or others["tensor"] is None:
+        return []
+    return [Criterion(*_at_most("relative error of water and ions", others["relative"], SYSTEM_RELATIVE))]
 
 
 def _better(metrics: Mapping[str, Any]) -> Criterion:

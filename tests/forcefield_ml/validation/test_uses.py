@@ -70,6 +70,15 @@ def test_relative_error(relative: float, expected: list[str]) -> None:
     assert outcomes({"relative": relative}) == expected
 
 
+@pytest.mark.parametrize(("relative", "expected"), [(0.10, FIT), (0.1001, NOT_FIT), (float("nan"), NOT_FIT)])
+def test_water_counts_for_a_whole_system(relative: float, expected: str) -> None:
+    """0.10 as for the protein; a solute alone does not ask."""
+    others = {**GOOD, "relative": relative}
+    assert outcomes({"others": others}) == [FIT, FIT, expected]
+    (use,) = judge({**GOOD, "others": others}, STRAIGHT, DYNAMICS, "all")[2:]
+    assert "relative error of water and ions" in use.sentence
+
+
 @pytest.mark.parametrize("key", ["tensor", "magnitude", "angle"])
 def test_every_naive_predictor_must_be_beaten(key: str) -> None:
     """One that is as good as the model is enough to refuse."""
