@@ -209,6 +209,8 @@ def _write(tripeptide: Prepared, tripeptide_frames: Frames, folder: Path) -> dic
             "displaced_copies": 4,
             "displace": "even",
             "displacement": 0.02,
+            "displaced_atoms": "solute",
+            "displaced_molecules": 0.0,
             "potential": None,
             "parts": ["groups"],
         },

@@ -99,7 +99,7 @@ def write_model(folder: Path, **card: Any) -> Path:
     with zipfile.ZipFile(io.BytesIO(fast_file())) as old, zipfile.ZipFile(path, "w") as new:
         text = json.dumps(make_card(make_model("fast"), **card)).encode()
         for item in old.infolist():
-            new.writestr(item.filename, text if item.filename.endswith(CARD_FILE) else old.read(item))
+            new.writestr(item, text if item.filename.endswith(CARD_FILE) else old.read(item))
     return path
 
 

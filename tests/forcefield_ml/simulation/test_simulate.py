@@ -63,7 +63,7 @@ def with_card(model_file: Path, folder: Path, **card: Any) -> Path:
     text = json.dumps(make_card(make_model(200.0), **card))
     with zipfile.ZipFile(model_file) as old, zipfile.ZipFile(path, "w") as new:
         for item in old.infolist():
-            new.writestr(item.filename, text if item.filename.endswith(CARD_FILE) else old.read(item))
+            new.writestr(item, text if item.filename.endswith(CARD_FILE) else old.read(item))
     return path
 
 
