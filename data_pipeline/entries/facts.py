@@ -160,6 +160,7 @@ def _facts(entry: Entry) -> EntryFacts:
         consistent.check_scheme(entry.block)
     residues = {residue.label_seq or index: residue for index, residue in enumerate(polymer, 1)}
     gaps = [after - before - 1 for before, after in pairwise(sorted(residues))]
+    parents = _declared_parents(structure)
     return EntryFacts(
         entry_id=_entry_id(entry),
         format=entry.format,
@@ -169,7 +170,7 @@ def _facts(entry: Entry) -> EntryFacts:
         n_nucleic_chains=kinds.count("nucleic"),
         n_other_chains=kinds.count("other"),
         chain_id=chain_id,
-        sequence="".join(_letter(name) for name in names),
+        sequence="".join(_letter(parents.get(name, name)) for name in names),
         n_observed=len(residues),
         n_internal_missing=sum(gaps),
         modified=tuple(sorted(set(names) - STANDARD)),
@@ -179,7 +180,7 @@ def _facts(entry: Entry) -> EntryFacts:
         ca_only=bool(residues) and all(atom.name == "CA" for residue in residues.values() for atom in residue),
         obsolete=_is_obsolete(entry),
         longest_gap=max(gaps, default=0),
-        irreparable=tuple(sorted(set(names[1:-1]) - STANDARD - _with_parent(structure))),
+        irreparable=tuple(sorted(set(names[1:-1]) - STANDARD - {*substitutions, *parents})),
         n_insertion_codes=sum(residue.seqid.icode != " " for residue in residues.values()),
         n_disulfides=_disulfides(structure, chain_id),
         deposited=_info(structure, "_pdbx_database_status.recvd_initial_deposition_date"),
@@ -250,9 +251,9 @@ def _kind(names: list[str]) -> str:
     return "nucleic" if 2 * n_nucleic > len(names) else "other"
 
 
-def _with_parent(structure: gemmi.Structure) -> set[str]:
-    """Return the names that PDBFixer can replace: those it knows, and those whose parent the header names."""
-    return {*substitutions, *(mod.res_id.name for mod in structure.mod_residues if mod.parent_comp_id in STANDARD)}
+def _declared_parents(structure: gemmi.Structure) -> dict[str, str]:
+    """Return the modified residues whose parent the header names, which is the one that preparation puts in place."""
+    return {mod.res_id.name: mod.parent_comp_id for mod in structure.mod_residues if mod.parent_comp_id in STANDARD}
 
 
 def _letter(name: str) -> str:

@@ -144,6 +144,17 @@ def test_modified_residues_are_repaired_where_a_parent_is_known(tmp_path):
     assert not judge(known, Criteria(modified="reject")).keep
 
 
+def test_sequence_has_the_letter_of_the_parent_that_is_built(tmp_path):
+    """Pyroglutamate is a glutamate to the table; where MODRES says glutamine, that is built (as in 4he7)."""
+    text = gzip.decompress((DEMO / "1crn.pdb.gz").read_bytes()).decode()
+    line = next(line for line in text.split("\n") if line.startswith("SEQRES   2"))
+    found = crambin_with(tmp_path, ("LEU A  18", "PCA A  18"), (line, line.replace("LEU", "PCA", 1)))
+    assert found.sequence[17] == "E"
+    path = tmp_path / "1crn.pdb"
+    path.write_text(path.read_text().replace("\nHELIX ", "\nMODRES 1CRN PCA A   18  GLN  PYROGLUTAMIC ACID\nHELIX ", 1))
+    assert inspect(path).sequence == found.sequence[:17] + "Q" + found.sequence[18:]
+
+
 def test_every_bundled_entry_is_judged_as_its_readme_says():
     """Each entry is kept, or rejected first by the criterion that the README names; one is damaged."""
     source = open_source("mirror", DEMO)
