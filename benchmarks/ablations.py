@@ -20,7 +20,6 @@ import numpy as np
 import study
 import torch
 
-from data_pipeline import __version__
 from forcefield_ml.data import ForceDataset, Target
 from forcefield_ml.deploy.force.evaluator import Evaluator
 from forcefield_ml.nn.embedding import types_of
@@ -70,7 +69,7 @@ def costs(checkpoints: dict[str, Path], dataset: Path) -> dict[str, float]:
     frames = ForceDataset(dataset, "validation", Target("total", "all"))
     calls = {}
     for row, path in checkpoints.items():
-        model, _ = files.load_model(path, head="vector" if _has_two_heads(path) else None)
+        model, _ = files.load_model(path)
         frames.encode(types_of(model))
         sample = frames[0]
         species, positions = torch.from_numpy(sample.entry.codes), torch.from_numpy(sample.positions).double()
@@ -84,10 +83,6 @@ def costs(checkpoints: dict[str, Path], dataset: Path) -> dict[str, float]:
             if repeat:  # the first one searches neighbours and compiles
                 least[row] = min(least[row], time.perf_counter() - begun)
     return {row: 1e6 * seconds / len(calls[row][1]) for row, seconds in least.items()}
-
-
-def _has_two_heads(path: Path) -> bool:
-    return files.load(path).model.get("head") == "both"
 
 
 def markdown(plan: study.Study, runs: Sequence[study.Run], microseconds: dict[str, float], command: str) -> str:
@@ -105,10 +100,7 @@ def markdown(plan: study.Study, runs: Sequence[study.Run], microseconds: dict[st
         That made it.
     """
     lines = [
-        f"# {plan.title}",
-        "",
-        f"Written by `{command}` (version {__version__}, {torch.get_num_threads()} thread(s)).",
-        "",
+        *study.head(plan, command),
         *([plan.about.strip(), ""] if plan.about else []),
         "| row | what it changes | batches | minutes | parameters | tensor (meV/Å) | of naive | angle (°) | relative "
         "| Pearson | µs per atom |",
@@ -129,22 +121,17 @@ def markdown(plan: study.Study, runs: Sequence[study.Run], microseconds: dict[st
 
 def _row(name: str, changes: dict[str, object], runs: Sequence[study.Run], microseconds: float) -> str:
     training = runs[0].training
-    minutes = np.mean([run.training["seconds"] for run in runs]) / 60
     cells = [
         name,
         f"`{changes}`" if changes else "-",
         f"{training['n_batches']:,}",
-        f"{minutes:.1f}",
+        f"{study.minutes(runs):.1f}",
         f"{training['n_parameters']:,}",
     ]
     for key, digits in COLUMNS.items():
-        values = [run.evaluation[key] for run in runs]
-        text = f"{np.mean(values):.{digits}f}"
-        if len(values) > 1:
-            text += f" ± {np.std(values, ddof=1) / len(values) ** 0.5:.{digits}f}"
-        cells.append(text)
+        cells.append(study.mean([run.evaluation[key] for run in runs], digits))
         if key == "tensor":
-            cells.append(f"{np.mean([run.evaluation['naive'][key] for run in runs]):.0f}")
+            cells.append(f"{runs[0].evaluation['naive'][key]:.0f}")
     return "| " + " | ".join([*cells, f"{microseconds:.2f}"]) + " |"
 
 

@@ -20,9 +20,7 @@ from typing import Any
 import h5py
 import numpy as np
 import study
-import torch
 
-from data_pipeline import __version__
 from forcefield_ml.validation import figures
 from forcefield_ml.validation.paper import MEAN_MAGNITUDE_PREDICTOR, TABLE_1, ZERO_PREDICTOR
 
@@ -102,10 +100,7 @@ def markdown(
     naive = first["naive"]
     base = plan.base
     lines = [
-        f"# {plan.title}",
-        "",
-        f"Written by `{command}` (version {__version__}, {torch.get_num_threads()} thread(s)).",
-        "",
+        *study.head(plan, command),
         f"{proteins['train']} proteins to train on, {proteins['validation']} to choose by, {proteins['test']} to test, "
         "one of a cluster at 20 % identity (paper: 100, 50, 50). Predicting zero is wrong by "
         f"{naive['tensor']:.1f} meV/Å (paper {ZERO_PREDICTOR}), predicting the mean magnitude by "
@@ -136,8 +131,7 @@ def markdown(
 
 def _row(name: str, runs: Sequence[study.Run]) -> str:
     chosen = best(runs).evaluation
-    minutes = np.mean([run.training["seconds"] for run in runs]) / 60
-    cells = [f"{minutes:.0f}"]
+    cells = [f"{study.minutes(runs):.0f}"]
     for key, digits in (("magnitude", 1), ("angle", 1), ("tensor", 1), ("relative", 3), ("pearson", 3)):
         values = [run.evaluation[key] for run in runs]
         if values[0] is None:
@@ -145,7 +139,7 @@ def _row(name: str, runs: Sequence[study.Run]) -> str:
             continue
         text = f"{chosen[key]:.{digits}f}"
         if len(values) > 1:
-            text += f" ({np.mean(values):.{digits}f} ± {np.std(values, ddof=1) / len(values) ** 0.5:.{digits}f})"
+            text += f" ({study.mean(values, digits)})"
         cells.append(text)
     return f"| {name} | " + " | ".join(cells) + " |"
 

@@ -10,12 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+import torch
 from pydantic import Field
 
+from data_pipeline import __version__
 from data_pipeline.files import write_json
 from forcefield_ml.config import StrictConfig, load_config, parse_config
 from forcefield_ml.errors import ConfigError
@@ -168,3 +171,20 @@ def _judged(row: str, seed: int, trained: Any, dataset: Path, split: str) -> Run
     }
     write_json(kept, {"of": key, "run": run})
     return Run(row, seed, trained.checkpoint, **run, per_atom=per_atom)
+
+
+def head(study: Study, command: str) -> list[str]:
+    """Return the first lines of a page: its title, and the command that wrote it."""
+    threads = torch.get_num_threads()
+    return [f"# {study.title}", "", f"Written by `{command}` (version {__version__}, {threads} thread(s)).", ""]
+
+
+def mean(values: Sequence[float], digits: int) -> str:
+    """Return the mean over replicates, with its standard error where there are several."""
+    text = f"{np.mean(values):.{digits}f}"
+    return text if len(values) == 1 else f"{text} ± {np.std(values, ddof=1) / len(values) ** 0.5:.{digits}f}"
+
+
+def minutes(runs: Sequence[Run]) -> float:
+    """Return the mean time of training."""
+    return float(np.mean([run.training["seconds"] for run in runs])) / 60

@@ -11,6 +11,7 @@ from pdbfixer.pdbfixer import substitutions
 
 from data_pipeline.config import PipelineConfig, entry_seed
 from data_pipeline.dataset.pack import PackedEntry
+from data_pipeline.dataset.tally import as_sampled
 from data_pipeline.labels import ewald
 from data_pipeline.systems.build import box_width
 from data_pipeline.systems.residues import CAPS, amber_name, is_protein, parent_name
@@ -206,8 +207,7 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
 
 def _as_sampled(entry: PackedEntry) -> np.ndarray:
     """Return the frames that were not displaced."""
-    displacement = entry.fields.get("displacement", np.zeros(len(entry.fields["positions"])))
-    return np.flatnonzero(displacement == 0)
+    return np.flatnonzero(as_sampled(entry.fields))
 
 
 def _letter(residue: str) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from data_pipeline.config import entry_seed
 from data_pipeline.dataset.pack import PackedEntry
+from data_pipeline.dataset.tally import as_sampled
 from forcefield_ml.config import StrictConfig
 from forcefield_ml.data import Target
 from forcefield_ml.deploy.force.evaluator import Evaluator
@@ -141,9 +142,8 @@ def starts(fields: Mapping[str, NDArray[Any]]) -> NDArray[np.intp]:
     fields
         Of the entry, as the dataset has them.
     """
-    everything = np.arange(len(fields["positions"]))
-    sampled = everything[fields["displacement"] == 0] if "displacement" in fields else everything
-    return sampled if len(sampled) else everything
+    sampled = np.flatnonzero(as_sampled(fields))
+    return sampled if len(sampled) else np.arange(len(fields["positions"]))
 
 
 class Walk:

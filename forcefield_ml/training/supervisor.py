@@ -69,7 +69,7 @@ class Supervisor(lightning.Callback):
         self.n_batches = int(resume.get("n_batches", 0))
         self.seconds_before = float(resume.get("seconds", 0.0))
         self.waited_before = float(former.training.get("seconds_waited", 0.0)) if former else 0.0
-        self.best = self.lowest = float(resume.get("best", math.inf))
+        self.best = float(resume.get("best", math.inf))
         self.stale = int(resume.get("stale", 0))
         self.metrics: dict[str, Any] = former.metrics if former else {}
         self.optimiser_state = resume.get("optimiser")
@@ -203,8 +203,8 @@ class Supervisor(lightning.Callback):
                 f"the validation loss after {self.n_batches} batches is {loss}. Lower learning_rate "
                 f"(now {self.config.learning_rate}) and give another output folder"
             )
-        self.stale = 0 if loss < self.lowest else self.stale + 1
-        self.lowest = min(self.lowest, loss)
+        self.stale = 0 if loss < self.best else self.stale + 1
+        self.best = min(self.best, loss)
         metrics, *others = judged.values()
         self.metrics = {
             **metrics,
@@ -269,9 +269,7 @@ class Supervisor(lightning.Callback):
             },
             metrics=self.metrics,
         )
-        loss = self.metrics.get("loss", math.inf)
-        if self.validated_at == self.n_batches and loss < self.best:
-            self.best = loss
+        if self.validated_at == self.n_batches and self.stale == 0:
             files.save(self.config.output / BEST, checkpoint)
         elif not len(self.validation.dataset) and self.finished:
             files.save(self.config.output / BEST, checkpoint)

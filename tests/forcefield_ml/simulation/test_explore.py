@@ -76,7 +76,7 @@ def test_more_frames_where_it_is_wrong(model_file: Path, data: Path, training: l
 )
 def test_begins_with_frames_as_sampled(displacement: list[float] | None, expected: list[int]) -> None:
     """A displaced copy holds thousands of kelvin in some bonds: no start, unless there is nothing else."""
-    fields = {"positions": np.zeros((4, 2, 3), dtype=np.float32)}
+    fields = {name: np.zeros((4, 2, 3), dtype=np.float32) for name in ("positions", "forces")}
     if displacement is not None:
         fields["displacement"] = np.array(displacement, dtype=np.float32)
     assert walk.starts(fields).tolist() == expected
