@@ -26,6 +26,9 @@ SPLITS = ("train", "validation", "test")
 
 ENTRIES_GROUP = "entries"
 
+VISITED = "visited"
+"""The protocol of frames that a model visited (`forcefield-ml explore`): they sample no ensemble."""
+
 
 @dataclass(frozen=True)
 class Field:

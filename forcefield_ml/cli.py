@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from forcefield_ml.errors import ForcefieldMLError
+from forcefield_ml import pretrained
+from forcefield_ml.errors import ConfigError, ForcefieldMLError
 
 app = typer.Typer(
     help="Equivariant networks that predict forces directly, inside OpenMM.",
@@ -88,9 +89,9 @@ def simulate(
     structure: Annotated[Path, typer.Argument(help="PDB or mmCIF file, as deposited or already in water")],
     output: Annotated[Path, typer.Option("--output", "-o", help="folder of the run; an unfinished one is continued")],
     model: Annotated[
-        Path | None,
-        typer.Option(help="model.pt, or the name of one that ships; left out, the MM force field runs alone"),
+        Path | None, typer.Option(help=f"model.pt, or the name of one that ships; {pretrained.DEFAULT} if left out")
     ] = None,
+    mm: Annotated[bool, typer.Option("--mm", help="no model: the MM force field alone, to compare with")] = False,
     steps: Annotated[int, typer.Option(help="steps of dynamics in all")] = 2000,
     timestep: Annotated[float, typer.Option(help="fs; without constraints 0.5 is safe, above 2 is refused")] = 1.0,
     hydrogen_mass: Annotated[
@@ -150,9 +151,11 @@ def simulate(
     from forcefield_ml.simulation.run import simulate as run
     from forcefield_ml.simulation.run import summary
 
+    if mm and model is not None:
+        raise ConfigError(f"--mm asks for no model, --model for {model}; leave out one of them")
     settings = {
         "structure": structure,
-        "model": model,
+        "model": None if mm else model or Path(pretrained.DEFAULT),
         "output": output,
         "steps": steps,
         "timestep_fs": timestep,
@@ -270,7 +273,7 @@ def export(
 
 @app.command()
 def card(
-    model: Annotated[Path, typer.Argument(help="model.pt, or the name of one that ships")],
+    model: Annotated[Path, typer.Argument(help="model.pt, or the name of one that ships")] = Path(pretrained.DEFAULT),
     evaluation: Annotated[Path | None, typer.Option(help="JSON of `evaluate --json`, to put into the card")] = None,
     validation: Annotated[Path | None, typer.Option(help="report.json of `validate`, to put into the card")] = None,
     output: Annotated[
@@ -283,7 +286,6 @@ def card(
     What evaluate and validate found is taken only if it was made of the same weights, and not on the training split.
     The network in the file stays what it is, byte for byte; only the card changes.
     """
-    from forcefield_ml import pretrained
     from forcefield_ml.deploy.model_file import bundle
     from forcefield_ml.deploy.model_file.describe import show
     from forcefield_ml.errors import ConfigError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import List, NamedTuple, Tuple
+from typing import List, NamedTuple, Optional, Tuple
 
 import numpy as np
 import torch
@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
+from forcefield_ml.bonded.batch import joined as joined_terms
+from forcefield_ml.bonded.batch import term_batch
+from forcefield_ml.bonded.module import TermBatch
 from forcefield_ml.data.dataset import Sample
 from forcefield_ml.graph import NeighbourMatrix, concatenate, shells
 from forcefield_ml.models.interface import Atoms
@@ -49,6 +52,8 @@ class Batch(NamedTuple):
         (layer_sizes[-1], 3) kJ/mol/nm, true forces on the leading atoms.
     frames
         Entry and frame number of each part.
+    terms
+        Bonded terms that move the targets; None where entries hold none.
     """
 
     atoms: Atoms
@@ -56,6 +61,7 @@ class Batch(NamedTuple):
     layer_sizes: List[int]
     targets: Tensor
     frames: List[Tuple[str, int]]
+    terms: Optional[TermBatch] = None
 
     @property
     def n_pairs(self) -> int:
@@ -162,7 +168,28 @@ def collate(samples: Sequence[Sample], graphs: Sequence[FrameGraph], chosen: Seq
         layer_sizes=layer_sizes,
         targets=forces[: layer_sizes[-1]],
         frames=[(sample.entry.name, sample.frame) for sample in samples],
+        terms=_terms(samples, graphs, order if order is not graphs[0].order else None, layer_sizes[-1]),
     )
+
+
+def _terms(
+    samples: Sequence[Sample], graphs: Sequence[FrameGraph], order: Tensor | None, n_targets: int
+) -> TermBatch | None:
+    """Return the bonded terms of the targets; `order` is that of the batch along the joined graphs, None: as it is."""
+    if samples[0].entry.terms is None:
+        return None
+    n_atoms = sum(len(graph.order) for graph in graphs)
+    row_of = np.full(n_atoms, n_targets, dtype=np.int64)
+    leading = np.arange(n_targets) if order is None else order[:n_targets].numpy()
+    row_of[leading] = np.arange(n_targets)
+    parts, first = [], 0
+    for sample, graph in zip(samples, graphs, strict=True):
+        rows = np.full(len(sample.positions), n_targets, dtype=np.int64)
+        rows[graph.order.numpy()] = row_of[first : first + len(graph.order)]
+        first += len(graph.order)
+        assert sample.entry.terms is not None
+        parts.append(term_batch(sample.entry.terms, sample.positions, sample.box, rows, n_targets))
+    return joined_terms(parts)
 
 
 def _all_rows(graph: FrameGraph) -> NeighbourMatrix:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline import schema
+from forcefield_ml.bonded.batch import EntryTerms, looked_up
+from forcefield_ml.bonded.terms import find_terms, touching
 from forcefield_ml.data.target import Target, charges_of, mm_force_field
 from forcefield_ml.errors import DatasetError, closest
 from forcefield_ml.nn.atom_types import AtomTypes, bonds_among
@@ -40,9 +42,13 @@ class Entry:
         Frames that serve: all in the training split; elsewhere those as sampled, without displaced atoms.
     source
         The file: entries of several may have one name.
+    bonds
+        (B, 2) int64, of the atoms that the network sees.
     codes
         (N,) int64, what a model is told of each atom: its atomic number, or that and its type; see
         `ForceDataset.encode`.
+    terms
+        Its bonded terms with the places of their parameters in a model that has such; see `ForceDataset.encode`.
     """
 
     name: str
@@ -52,7 +58,9 @@ class Entry:
     sequence: str
     frames: tuple[int, ...]
     source: str = ""
+    bonds: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 2), dtype=np.int64))
     codes: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    terms: EntryTerms | None = None
 
     def __post_init__(self) -> None:
         if not len(self.codes):
@@ -147,7 +155,16 @@ class ForceDataset:
             species, sequence = group["species"][:], str(group.attrs["sequence"])
             self._seen[name] = seen = mask if self.target.alone else np.ones_like(mask)
             targets = np.ones_like(mask) if self.target.atoms == "all" else mask
-            yield Entry(name, species[seen], targets[seen], mask[seen], sequence, tuple(frames), str(self.path))
+            yield Entry(
+                name,
+                species[seen],
+                targets[seen],
+                mask[seen],
+                sequence,
+                tuple(frames),
+                str(self.path),
+                bonds_among(group["bonds"][:], seen),
+            )
 
     def __len__(self) -> int:
         return len(self.index)
@@ -198,21 +215,31 @@ class ForceDataset:
             raise DatasetError(_damaged(self.path, error)) from None
 
     def molecules(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
-        """Yield species (N,) and bonds (B, 2) of each entry, as the network sees it."""
-        for entry in self.entries:
-            try:
-                bonds = self._file[schema.ENTRIES_GROUP][entry.name]["bonds"][:].astype(np.int64)
-            except (KeyError, OSError) as error:
-                raise DatasetError(_damaged(self.path, error)) from None
-            yield entry.species, bonds_among(bonds, self._seen[entry.name])
+        """Return species (N,) and bonds (B, 2) of each entry, as the network sees it."""
+        return ((entry.species, entry.bonds) for entry in self.entries)
 
-    def encode(self, types: AtomTypes | None) -> None:
-        """Let samples tell the atom types that a model knows; None for elements alone."""
+    def encode(self, types: AtomTypes | None, keys: Mapping[str, NDArray[np.int64]] | None = None) -> None:
+        """Let samples tell what a model knows of atoms by their bonds.
+
+        Parameters
+        ----------
+        types
+            The model's atom types; None for elements alone.
+        keys
+            Kind to the sorted keys of the model's bonded terms; None for a model without such.
+        """
         if types is None:
             codes = [entry.species.astype(np.int64) for entry in self.entries]
         else:
             codes = [types.codes(species, bonds) for species, bonds in self.molecules()]
-        self.entries = [replace(entry, codes=told) for entry, told in zip(self.entries, codes, strict=True)]
+        terms: list[EntryTerms | None] = [None] * len(self.entries)
+        if keys is not None:
+            found = (touching(find_terms(entry.species, entry.bonds), entry.target_mask) for entry in self.entries)
+            terms = [looked_up(each, keys) for each in found]
+        self.entries = [
+            replace(entry, codes=told, terms=bound)
+            for entry, told, bound in zip(self.entries, codes, terms, strict=True)
+        ]
         self.index = [(entry, frame) for entry in self.entries for frame in entry.frames]
 
     def require_frames(self) -> None:

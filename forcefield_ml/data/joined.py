@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline import schema
 from forcefield_ml.data.dataset import ForceDataset, Sample
 from forcefield_ml.data.target import Target
 from forcefield_ml.errors import DatasetError
@@ -69,12 +73,29 @@ class JoinedDataset(ForceDataset):
         which = bisect.bisect_right(self._starts, item) - 1
         return super().__getitem__(item) if which <= 0 else self._parts[which - 1][item - self._starts[which]]
 
-    def encode(self, types: AtomTypes | None) -> None:
-        """Let the samples of all tell the atom types that a model knows; None for elements alone."""
-        super().encode(types)
+    def encode(self, types: AtomTypes | None, keys: Mapping[str, NDArray[np.int64]] | None = None) -> None:
+        """Let the samples of all tell what a model knows of atoms; parameters as of `ForceDataset.encode`."""
+        super().encode(types, keys)
         for part in self._parts:
-            part.encode(types)
+            part.encode(types, keys)
             self.index = self.index + part.index
+
+    def sampled_items(self) -> list[int]:
+        """Return the numbers of the frames that sample an ensemble: all but those that a model visited."""
+        parts = zip((self, *self._parts), pairwise(self._starts), strict=True)
+        return [item for part, (first, last) in parts if part.protocol != schema.VISITED for item in range(first, last)]
+
+    def require_judge(self, judges: ForceDataset) -> None:
+        """Raise DatasetError if frames that shall judge are none, of another reference, or of proteins trained on."""
+        judges.require_frames()
+        self._require_same_forces(judges, "validation_dataset")
+        trained = set(self.sequences().values())
+        seen = [entry.name for entry in judges.entries if entry.sequence in trained]
+        if seen:
+            raise DatasetError(
+                f"{judges.path} has {', '.join(seen[:5])} ({len(seen)} in all) for {judges.split}, with sequences that "
+                f"{self.path} trains on: they would judge too kindly. Take a dataset of the same split"
+            )
 
     def rms_target_force(self) -> float:
         """Return the root mean square norm of the first dataset's target forces, kJ/mol/nm."""
@@ -87,7 +108,7 @@ class JoinedDataset(ForceDataset):
             part.close()
         super().close()
 
-    def _require_fit(self, part: ForceDataset) -> None:
+    def _require_same_forces(self, part: ForceDataset, key: str) -> None:
         for what, found, expected in (
             ("forces of", part.force_field, self.force_field),
             ("a reciprocal part of", part.reciprocal(), self.reciprocal()),
@@ -95,9 +116,12 @@ class JoinedDataset(ForceDataset):
         ):
             if found != expected:
                 raise DatasetError(
-                    f"{part.path} holds {what} {found}, {self.path} {what} {expected}; a model cannot learn both. "
-                    "Leave it out of extra_datasets"
+                    f"{part.path} holds {what} {found}, {self.path} {what} {expected}; no model has both. Leave it out "
+                    f"of {key}"
                 )
+
+    def _require_fit(self, part: ForceDataset) -> None:
+        self._require_same_forces(part, "extra_datasets")
         if part.content_sha256 == self.content_sha256:
             raise DatasetError(f"{part.path} is the dataset itself; leave it out of extra_datasets")
         own = self.sequences()

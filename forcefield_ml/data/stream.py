@@ -173,4 +173,5 @@ class BatchStream:
             atoms=batch.atoms._replace(species=batch.atoms.species.pin_memory()),
             neighbours=type(batch.neighbours)(*(tensor.pin_memory() for tensor in batch.neighbours)),
             targets=batch.targets.pin_memory(),
+            terms=batch.terms and type(batch.terms)(*(tensor.pin_memory() for tensor in batch.terms)),
         )

@@ -15,8 +15,10 @@ import torch
 from openmm import app
 
 from forcefield_ml import pretrained, units
+from forcefield_ml.bonded.module import table_of
+from forcefield_ml.bonded.table import BondedTable
 from forcefield_ml.deploy.force import openmm_force
-from forcefield_ml.deploy.force.binding import Binding, bind, bind_atoms, solute_atoms, typed
+from forcefield_ml.deploy.force.binding import Binding, bind, bind_atoms, bonded, solute_atoms
 from forcefield_ml.deploy.force.device import check_precision, choose_device
 from forcefield_ml.deploy.force.indices import read_indices
 from forcefield_ml.deploy.force.openmm_force import WITH_ENERGY, BackendChoice, choose_backend
@@ -49,7 +51,7 @@ PART = (
 )
 
 
-def load(path: Path | str, device: str = "auto") -> DeployedModel:
+def load(path: Path | str = pretrained.DEFAULT, device: str = "auto") -> DeployedModel:
     """Load a model.pt. Nothing in it is run, and it can do nothing but compute.
 
     Parameters
@@ -125,8 +127,25 @@ class DeployedModel:
         """The atom types that the model knows; None where it knows elements alone."""
         return types_of(bundle.read_cached(str(self.path), self.sha256, self.device).module)
 
+    @property
+    def needs_bonds(self) -> bool:
+        """Whether the model wants to know bonds: for atom types, or for bonded terms that it brings."""
+        return self.atom_types is not None or self.bonded_table is not None
+
+    @property
+    def bonded_table(self) -> BondedTable | None:
+        """The bonded terms that the model brings beside its network; None for a model without such."""
+        return table_of(bundle.read_cached(str(self.path), self.sha256, self.device).module)
+
+    def tell_bonds(self, binding: Binding, topology: app.Topology) -> Binding:
+        """Return a binding with what this model wants to know of bonds; parameters as of `binding.bonded`."""
+        return bonded(binding, topology, self.atom_types, self.bonded_table)
+
     def evaluator(
-        self, species: torch.Tensor, targets: torch.Tensor | None = None
+        self,
+        species: torch.Tensor,
+        targets: torch.Tensor | None = None,
+        bonds: Sequence[Sequence[int]] | None = None,
     ) -> Callable[[torch.Tensor, torch.Tensor | None], Prediction]:
         """Return what predicts for one system, step after step: positions and box in nm to `Prediction`.
 
@@ -136,9 +155,16 @@ class DeployedModel:
             (N,) int64, atomic numbers, on the model's device; for a model of atom types their codes (`atom_types`).
         targets
             (N,) bool, the atoms to predict; None for all.
+        bonds
+            (B, 2) indices of bonded atoms, for a model that brings bonded terms (`bonded_table`); None for another.
+
+        Raises
+        ------
+        ConfigError
+            If the model brings bonded terms and is told no bonds.
         """
         loaded = bundle.read_cached(str(self.path), self.sha256, self.device)
-        return openmm_force.evaluator_of(loaded, species, targets)
+        return openmm_force.evaluator_of(loaded, species, targets, bonds)
 
     def forces(
         self,
@@ -194,7 +220,7 @@ class DeployedModel:
             if atoms is None and self._sees_targets_only:
                 atoms = solute_atoms(topology)
             binding = bind_atoms(self.card, topology, atoms, self._sees_targets_only, allow_residues)
-            binding = typed(binding, topology, self.atom_types)
+            binding = self.tell_bonds(binding, topology)
         else:
             assert species is not None
             if allow_residues:
@@ -211,7 +237,7 @@ class DeployedModel:
         mask = None
         if len(binding.targets) < len(binding.inputs):
             mask = torch.from_numpy(np.isin(binding.inputs, binding.targets)).to(self.device)
-        evaluate = self.evaluator(torch.tensor(binding.species, device=self.device), mask)
+        evaluate = self.evaluator(torch.tensor(binding.species, device=self.device), mask, binding.bonds)
         forces = evaluate(torch.tensor(seen, device=self.device), cell).forces
         if forces is None:
             raise ForcefieldMLError(f"the model {self.path} returned no forces")
@@ -223,7 +249,7 @@ class DeployedModel:
         inputs = targets if self._sees_targets_only else list(range(len(species)))
         seen = [int(species[i]) for i in inputs]
         unknown = sorted(set(seen) - set(self.card["species"]))
-        if self.atom_types is not None:
+        if self.needs_bonds:
             raise ConfigError("this model knows atoms by their bonds, which species do not tell: give topology=...")
         if unknown:
             raise ConfigError(f"forces() got unknown atomic numbers {unknown}; the model knows {self.card['species']}")
@@ -325,7 +351,7 @@ class DeployedModel:
         has an energy of its own.
         """
         binding = bind(self.card, topology, atoms, self._sees_targets_only, allow_residues)
-        binding = typed(binding, topology, self.atom_types)
+        binding = self.tell_bonds(binding, topology)
         binding = replace(binding, remove_net_force=remove_net_force)
         has_energy = self.has_energy and conserves and binding.is_whole
         if self.card["neighbours"]["kind"] == "nearest":

@@ -38,6 +38,12 @@ class FastConfig(HeadConfig):
     type_depth: int = Field(
         0, ge=0, le=4, description="bonds up to which an atom's bonded surroundings are told; 0: its element alone"
     )
+    bound: float = Field(
+        0.0,
+        ge=0,
+        description="length that no feature exceeds, reached smoothly, so that no geometry has forces without limit; "
+        "30 is three times what is usual; 0: none",
+    )
     n_types: int = Field(512, ge=1, description="room for atom types, the most frequent ones; see nn.atom_types")
 
 
@@ -49,6 +55,7 @@ class FirstLayer(nn.Module):
     def __init__(self, config: FastConfig, n_neighbours: float):
         super().__init__()
         n_elements, n_channels = len(config.elements), config.n_channels
+        self.bound = config.bound
         self.convolution = ElementConvolution(
             n_elements, config.n_basis, config.n_first_units, n_channels, n_neighbours
         )
@@ -77,7 +84,19 @@ class FirstLayer(nn.Module):
         inner, vectors = by_order(mixed, 1)
         norms = (vectors.square().sum(1) + 1e-6).sqrt()
         scalars, gates = self.update(torch.cat([inner[:, 0], norms, own], dim=1)).chunk(2, dim=1)
-        return torch.cat([(scalars + own)[:, None], vectors * gates[:, None]], dim=1)
+        return bounded(scalars + own, vectors * gates[:, None], self.bound)
+
+
+def bounded(scalars: Tensor, vectors: Tensor, bound: float) -> Tensor:
+    """Return features (n, 4, C) of scalars (n, C) and vectors (n, 3, C), none longer than `bound`; 0: as they are.
+
+    A feature x becomes x / sqrt(1 + |x|^2 / bound^2), smooth and equivariant. Products of features double their degree
+    with every layer, so that without this a geometry unlike any in training has forces a million times too large.
+    """
+    if bound > 0.0:
+        scalars = scalars * (1.0 + (scalars / bound).square()).rsqrt()
+        vectors = vectors * (1.0 + (vectors / bound).square().sum(1, keepdim=True)).rsqrt()
+    return torch.cat([scalars[:, None], vectors], dim=1)
 
 
 class InteractionLayer(nn.Module):
@@ -86,6 +105,7 @@ class InteractionLayer(nn.Module):
     def __init__(self, config: FastConfig, n_neighbours: float):
         super().__init__()
         n_channels = config.n_channels
+        self.bound = config.bound
         self.convolution = DenseConvolution(
             n_channels, config.filter_order, 1, 1, config.n_basis, config.n_units, max(1, round(n_neighbours))
         )
@@ -110,7 +130,7 @@ class InteractionLayer(nn.Module):
         norms = (first.square().sum(1) + 1e-6).sqrt()
         products = (first * second).sum(1)
         scalars, gates = self.update(torch.cat([old[:, 0], messages[:, 0], norms, products], dim=1)).chunk(2, dim=1)
-        return torch.cat([old + scalars[:, None], old_vectors + second * gates[:, None]], dim=1)
+        return bounded(old[:, 0] + scalars, old_vectors + second * gates[:, None], self.bound)
 
 
 class FastNetwork(nn.Module):

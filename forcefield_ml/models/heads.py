@@ -22,6 +22,10 @@ class HeadConfig(BaseModel):
         description="vector: forces directly; energy: forces as minus the gradient of an energy, for an architecture "
         "that is smooth; both: one of each on one backbone, trained together and exported apart",
     )
+    bonded: bool = Field(
+        False,
+        description="bonded terms beside the network: fitted first, then trained with it; see forcefield_ml.bonded",
+    )
 
 
 class VectorHead(nn.Module):

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from forcefield_ml import kernels
+from forcefield_ml.bonded.module import Bonded, TermBatch
 from forcefield_ml.errors import ConfigError, closest
 from forcefield_ml.graph import NeighbourMatrix, NeighbourSearch
 from forcefield_ml.models.fast import FastConfig, FastNetwork
@@ -29,7 +30,7 @@ class Model(nn.Module):
     ----------
     config
         Settings of one of `ARCHITECTURES`, with one head.
-    backbone
+    backbone, bonded
         Of another model, to share; None makes one.
 
     Attributes
@@ -50,7 +51,7 @@ class Model(nn.Module):
     conservative: Final[bool]
     n_layers: int
 
-    def __init__(self, config: ModelConfig, backbone: Any = None):
+    def __init__(self, config: ModelConfig, backbone: Any = None, bonded: "Bonded | None" = None):
         super().__init__()
         architecture = ARCHITECTURES[config.architecture]
         capabilities = architecture.capabilities(config)
@@ -67,6 +68,7 @@ class Model(nn.Module):
             for part in self.backbone.modules():
                 if isinstance(part, EquivariantNorm):
                     part.constant = True
+        self.bonded = (bonded or Bonded()) if config.bonded else None
         self._capabilities = capabilities
         self._config = config.model_dump(mode="json")
 
@@ -139,6 +141,25 @@ class Model(nn.Module):
         return energy if recorded else energy.detach(), slope
 
     @torch.jit.unused
+    def whole(self, prediction: Prediction, terms: "TermBatch | None") -> Prediction:
+        """Return what `forward` gives with the forces of bonded terms added.
+
+        Parameters
+        ----------
+        prediction
+            Of the network alone.
+        terms
+            That move its atoms; None for a model without such terms.
+        """
+        if terms is None or prediction.forces is None:
+            return prediction
+        assert self.bonded is not None
+        # bonded forces are ten times what the network gives: bfloat16 has too few digits for them
+        dtype = torch.promote_types(prediction.forces.dtype, torch.float32)
+        own = self.bonded(terms, prediction.forces.shape[0])
+        return prediction._replace(forces=prediction.forces.to(dtype) + own.to(dtype))
+
+    @torch.jit.unused
     def search(self) -> NeighbourSearch:
         """Return the neighbour search this model was made for."""
         wanted = self._capabilities
@@ -169,7 +190,7 @@ class TwoHeads(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.vector = Model(config.model_copy(update={"head": "vector"}))
-        self.energy = Model(config.model_copy(update={"head": "energy"}), self.vector.backbone)
+        self.energy = Model(config.model_copy(update={"head": "energy"}), self.vector.backbone, self.vector.bonded)
         self.config = config.model_dump(mode="json")
 
     @property

@@ -30,7 +30,7 @@ def surroundings(species: NDArray[Any], bonds: NDArray[Any], depth: int) -> NDAr
     species
         (N,) atomic numbers.
     bonds
-        (B, 2) indices of bonded atoms.
+        (B, 2) indices of bonded atoms; one told twice counts once.
     depth
         D, bonds to go.
 
@@ -40,7 +40,7 @@ def surroundings(species: NDArray[Any], bonds: NDArray[Any], depth: int) -> NDAr
         (N, D) int64; column d - 1 is of all that is up to d bonds away.
     """
     partners: list[list[int]] = [[] for _ in species]
-    for one, other in np.asarray(bonds).tolist():
+    for one, other in {(min(pair), max(pair)) for pair in np.asarray(bonds).tolist()}:
         partners[one].append(other)
         partners[other].append(one)
     labels = [str(int(number)) for number in species]

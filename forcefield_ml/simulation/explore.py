@@ -35,9 +35,6 @@ from forcefield_ml.progress import ProgressLine
 from forcefield_ml.simulation.reference import SERVED, Reference, parts_of
 from forcefield_ml.simulation.walk import ExploreConfig, Visited, Walk
 
-PROTOCOL = "visited"
-"""Of the dataset that is written."""
-
 _FREE = {"model", "dataset", "output", "entries", "runs"}
 """Settings that leave a run with its number as it is; model and dataset are compared by content."""
 
@@ -120,7 +117,7 @@ def explore(config: ExploreConfig, quiet: bool = False) -> dict[str, Any]:
                     "more often (--every), or begin with a model that is trained longer"
                 )
             visited = (_packed(entry, label, config, parts, key) for entry in read_entries(file, only=names))
-            attributes = {**header, "protocol": PROTOCOL, "origin": _origin(card, sha256, config)}
+            attributes = {**header, "protocol": schema.VISITED, "origin": _origin(card, sha256, config)}
             digest = pack((entry for entry in visited if entry is not None), config.output, attributes)
     except (schema.SchemaError, KeyError) as error:
         raise DatasetError(f"{error}. Look at the dataset with: data-pipeline check {config.dataset}") from None

@@ -18,6 +18,7 @@ from torch import Tensor
 from data_pipeline.config import entry_seed
 from data_pipeline.dataset.pack import PackedEntry
 from data_pipeline.dataset.tally import as_sampled
+from forcefield_ml.bonded.bound import bound_terms
 from forcefield_ml.config import StrictConfig
 from forcefield_ml.data import Target
 from forcefield_ml.deploy.force.evaluator import Evaluator
@@ -164,8 +165,14 @@ class Walk:
         self.alone = target.alone
         self.seen = mask if target.alone else np.ones_like(mask)
         types, species = types_of(model), entry.fields["species"][self.seen].astype(np.int64)
-        codes = species if types is None else types.codes(species, bonds_among(entry.fields["bonds"], self.seen))
-        self.evaluator = Evaluator(model, torch.from_numpy(codes), torch.from_numpy(self.targets[self.seen]))
+        bonds = bonds_among(entry.fields["bonds"], self.seen)
+        codes = species if types is None else types.codes(species, bonds)
+        self.evaluator = Evaluator(
+            model,
+            torch.from_numpy(codes),
+            torch.from_numpy(self.targets[self.seen]),
+            terms=bound_terms(model, species, bonds, self.targets[self.seen]),
+        )
 
     def run(self, number: int) -> Visited:
         """Return what the run of this number visits; it starts from a frame drawn by the seed."""

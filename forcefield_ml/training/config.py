@@ -28,10 +28,14 @@ class TrainingConfig(StrictConfig):
     extra_datasets: tuple[Path, ...] = Field(
         (), description="others whose training frames are learnt, too, such as those of forcefield-ml explore"
     )
+    validation_dataset: Path | None = Field(
+        None, description="dataset.h5 whose validation frames judge the run, of no protein trained on; none: dataset"
+    )
     start_from: Path | None = Field(
         None,
         description="checkpoint whose weights and scale a new run begins with; of the same network, but its head may "
-        "be another (not energy where vector is wanted) and type_depth may rise from 0: what it lacks begins fresh",
+        "be another (not energy where vector is wanted), type_depth and bound may rise from 0: what it lacks begins "
+        "fresh",
     )
     output: Path = Field(description="folder of the run: checkpoints, log, resolved configuration")
     model: dict[str, Any] = Field(description="architecture and the settings that differ from its defaults")
@@ -127,6 +131,7 @@ RESUME_FREE = frozenset(
     {
         "dataset",  # its content is compared by hash instead
         "extra_datasets",
+        "validation_dataset",
         "start_from",  # read by a new run alone
         "output",
         "max_batches",

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 import forcefield_ml
 from forcefield_ml import pretrained
+from forcefield_ml.bonded.bound import bound_terms
+from forcefield_ml.bonded.module import keys_of
 from forcefield_ml.data import BatchSource, ForceDataset, Sample, Target
 from forcefield_ml.errors import DatasetError, ForceModeError
 from forcefield_ml.models.fingerprint import weights_sha256
@@ -201,7 +203,7 @@ def _about_training(training: dict[str, Any], frames: ForceDataset) -> dict[str,
 
 def _eager(model: Any, frames: ForceDataset) -> predict.Predictor:
     frames.require_species(model.capabilities.elements)
-    frames.encode(types_of(model))
+    frames.encode(types_of(model), keys_of(model))
     model.eval()
     # each frame is used once: nothing to cache
     source = BatchSource(frames, model.search(), model.capabilities.n_layers, cache_bytes=0)
@@ -226,18 +228,19 @@ def _exported(module: Any, training: dict[str, Any], frames: ForceDataset) -> pr
     frames.require_species(training["species"])
     frames.encode(types_of(module))
 
+    terms = {entry.name: bound_terms(module, entry.species, entry.bonds, entry.target_mask) for entry in frames.entries}
+
     def predictor(item: int) -> Prediction:
         sample = frames[item]
+        positions, targets = torch.from_numpy(sample.positions), torch.from_numpy(sample.entry.target_mask)
         box = None if sample.box is None else torch.from_numpy(sample.box)
         species = torch.from_numpy(sample.entry.codes)
         try:
             with torch.no_grad():
-                prediction: Prediction = module(
-                    species, torch.from_numpy(sample.positions), box, torch.from_numpy(sample.entry.target_mask)
-                )
+                prediction: Prediction = module(species, positions, box, targets)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise DatasetError(f"frame {sample.frame} of {sample.entry.name}: {reason}") from None
-        return prediction
+        return terms[sample.entry.name].complete(prediction, positions, box, targets)
 
     return predictor

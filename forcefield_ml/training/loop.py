@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
 
 from forcefield_ml import models
+from forcefield_ml.bonded.fit import Frame, fit, residual
+from forcefield_ml.bonded.module import keys_of
+from forcefield_ml.bonded.terms import find_terms, touching
 from forcefield_ml.config import dump_config
 from forcefield_ml.data import BatchSource, BatchStream, ForceDataset, JoinedDataset, Target
 from forcefield_ml.errors import ConfigError
@@ -29,6 +33,9 @@ from forcefield_ml.training.start import Begun, begin_with
 from forcefield_ml.training.supervisor import BEST, LAST, Supervisor, budget, former_signal_handlers, headline
 
 CONFIG = "config.yaml"
+
+FIT_FRAMES = 100
+"""Training frames, evenly over the entries, that bonded terms are fitted to before training begins."""
 
 
 @dataclass
@@ -116,8 +123,10 @@ def train(config: TrainingConfig, quiet: bool = False) -> TrainingResult:
     config = config.model_copy(update={"model": model_config.model_dump(mode="json")})
     target = Target(config.target, config.target_atoms)
     training = JoinedDataset(config.dataset, config.extra_datasets, target)
-    validation = ForceDataset(config.dataset, "validation", target)
+    validation = ForceDataset(config.validation_dataset or config.dataset, "validation", target)
     training.require_frames()
+    if config.validation_dataset is not None:
+        training.require_judge(validation)
     torch.manual_seed(config.seed)
     model = models.build_for_training(model_config)
     _require_fit(config, model, target)
@@ -126,7 +135,7 @@ def train(config: TrainingConfig, quiet: bool = False) -> TrainingResult:
     learnt_before: dict[str, Any] | None = None
     begun: Begun | None = None
     stages: list[dict[str, Any]] = []
-    former = _former_run(config, training, processes.size)
+    former = _former_run(config, training, validation, processes.size)
     if former is not None and former.resume is not None:
         if _is_finished(config, former.resume):
             return _result(config, former, finished=True)
@@ -142,13 +151,13 @@ def train(config: TrainingConfig, quiet: bool = False) -> TrainingResult:
         learnt_before = {**provenance.learnt_before(start, config.start_from), **begun.record()}
         stages = provenance.stages_of(start.training)
     else:
-        scale = training.rms_target_force()
+        scale = _fit_bonded(model, training) if model.config.get("bonded") else training.rms_target_force()
         if not scale > 0:
             raise ConfigError(f"every target force in {config.dataset} is zero; there is nothing to learn")
         model.set_scale(scale if model.predicts == "magnitude" else scale / math.sqrt(3))
         set_types(model, training.molecules())
     for split in (training, validation):
-        split.encode(types_of(model))
+        split.encode(types_of(model), keys_of(model))
     if processes.first:
         _make_folder(config)
     module = ForceModule(model, config, scale, processes)
@@ -176,7 +185,7 @@ def train(config: TrainingConfig, quiet: bool = False) -> TrainingResult:
         n_threads=config.loader_threads,
         pin=cuda,
     )
-    card = _card(config, training, scale, processes.size, learnt_before, stages)
+    card = _card(config, training, validation, scale, processes.size, learnt_before, stages)
     quiet = quiet or not processes.first
     with closing(training), closing(validation), ProgressLine(title, quiet) as line, _quiet_lightning():
         if begun is not None:
@@ -201,12 +210,39 @@ def train(config: TrainingConfig, quiet: bool = False) -> TrainingResult:
     return _result(config, files.load(config.output / LAST), supervisor.finished)
 
 
+def _fit_bonded(model: models.Model | models.TwoHeads, training: JoinedDataset) -> float:
+    """Fit the bonded terms to the training frames; return the root mean square of what they leave, kJ/mol/nm."""
+    items = training.sampled_items() or list(range(len(training)))
+    chosen = [items[k] for k in np.unique(np.linspace(0, len(items) - 1, FIT_FRAMES).round().astype(int))]
+    # an entry may be prepared in another way in another dataset
+    entries = {(entry.source, entry.name): entry for entry, _ in (training.index[item] for item in chosen)}
+    terms = {key: touching(find_terms(entry.species, entry.bonds), entry.target_mask) for key, entry in entries.items()}
+
+    def frames() -> Iterator[Frame]:
+        for item in chosen:
+            sample, entry = training[item], training.index[item][0]
+            found = terms[entry.source, entry.name]
+            yield Frame(found, sample.positions, sample.box, sample.forces, entry.target_mask)
+
+    table = fit(frames)
+    left = residual(frames, table)
+    bonded = next(iter(model.parts.values())).bonded
+    assert bonded is not None
+    bonded.set_table(table, left)
+    return left
+
+
 def _require_fit(config: TrainingConfig, model: models.Model | models.TwoHeads, target: Target) -> None:
     """Refuse what this model cannot be trained on; tell of an energy that no simulation will be able to use."""
     if model.predicts == "magnitude" and target.supplied is not None:
         raise ConfigError(
             f"target {config.target!r} is a vector to which another is added, but this model predicts magnitudes alone "
             "(order 0). Set target: total, or choose an order above 0"
+        )
+    if model.predicts == "magnitude" and model.config["bonded"]:
+        raise ConfigError(
+            "model.bonded: true adds the forces of bonded terms, which are vectors, but this model predicts magnitudes "
+            "alone (order 0). Leave bonded out, or choose an order above 0"
         )
     if "energy" not in model.parts:
         return
@@ -226,6 +262,7 @@ def _require_fit(config: TrainingConfig, model: models.Model | models.TwoHeads, 
 def _card(
     config: TrainingConfig,
     training: JoinedDataset,
+    validation: ForceDataset,
     scale: float,
     n_processes: int,
     learnt_before: dict[str, Any] | None,
@@ -241,6 +278,7 @@ def _card(
         "stages": [*stages, provenance.new_stage(config, training, before)],
         "n_frames": len(training),
         "dataset_sha256": training.content_sha256,
+        "validation_sha256": validation.content_sha256,
         "protocol": training.protocol,
         "force_field": training.force_field,
         "predicts": training.target.name,
@@ -258,12 +296,15 @@ def _recipe(config: TrainingConfig) -> dict[str, Any]:
     paths = {
         "dataset": config.dataset.name,
         "extra_datasets": [path.name for path in config.extra_datasets],
+        "validation_dataset": config.validation_dataset and config.validation_dataset.name,
         "start_from": config.start_from and config.start_from.name,
     }
     return {**config.model_dump(mode="json", exclude={"output"}), **paths}
 
 
-def _former_run(config: TrainingConfig, training: ForceDataset, n_processes: int) -> files.Checkpoint | None:
+def _former_run(
+    config: TrainingConfig, training: ForceDataset, validation: ForceDataset, n_processes: int
+) -> files.Checkpoint | None:
     path = config.output / LAST
     if not path.exists():
         return None
@@ -276,6 +317,8 @@ def _former_run(config: TrainingConfig, training: ForceDataset, n_processes: int
     changed = [key for key in wanted if key not in RESUME_FREE and recipe[key] != wanted[key]]
     if former.training.get("dataset_sha256") != training.content_sha256:
         changed.append("dataset (its content)")
+    if former.training.get("validation_sha256", validation.content_sha256) != validation.content_sha256:
+        changed.append("validation_dataset (its content)")
     if changed:
         raise ConfigError(
             f"{config.output} holds a run with other settings: {', '.join(changed)}. Give another output, delete the "

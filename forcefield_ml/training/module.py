@@ -74,7 +74,10 @@ class ForceModule(lightning.LightningModule):
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """Return the loss of one batch, without unit; its mean over the processes is that of all their targets."""
-        predictions = [run(batch.atoms, batch.neighbours, batch.layer_sizes) for run in self._runs]
+        predictions = [
+            part.whole(run(batch.atoms, batch.neighbours, batch.layer_sizes), batch.terms)
+            for run, part in zip(self._runs, self.model.parts.values(), strict=True)
+        ]
         losses = [huber(prediction, batch.targets, self.config.delta) for prediction in predictions]
         loss = torch.stack(losses).mean() / self.unit
         if self.processes.size == 1:

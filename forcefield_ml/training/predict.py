@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from forcefield_ml.data import ForceDataset, Sample
 from forcefield_ml.data.stream import BatchSource
 from forcefield_ml.models.interface import Prediction
+from forcefield_ml.models.model import Model
 
 Predictor = Callable[[int], Prediction]
 """From the number of a frame to the prediction on its targets, in ascending order of atoms."""
@@ -92,7 +94,8 @@ def model_predictor(model: torch.nn.Module, source: BatchSource) -> Predictor:
         neighbours = type(batch.neighbours)(*(tensor.to(device) for tensor in batch.neighbours))
         with torch.no_grad():
             prediction: Prediction = model(atoms, neighbours, batch.layer_sizes)
-        return prediction
+            terms = None if batch.terms is None else type(batch.terms)(*(tensor.to(device) for tensor in batch.terms))
+            return prediction if terms is None else cast(Model, model).whole(prediction, terms)
 
     return predict
 

@@ -61,7 +61,8 @@ def begin_with(
     start
         The checkpoint.
     model
-        Of the new run; changed in place. Predictions of a head that is taken are the checkpoint's, bit for bit.
+        Of the new run; changed in place. Predictions of a head that is taken are the checkpoint's, bit for bit, but
+        where the new network bounds features and the checkpoint's did not.
     molecules
         Of the training data; as for `set_types`.
     path
@@ -77,11 +78,14 @@ def begin_with(
     known = models.parse_config(start.model_config).model_dump(mode="json")
     _require_same_backbone(known, model.config, path)
     former: dict[str, Any] = {name: files.rebuild(start, str(path), name) for name in HEADS_OF[known["head"]]}
-    backbone = next(iter(former.values())).backbone.state_dict()
+    first = next(iter(former.values()))
+    backbone, bonded = first.backbone.state_dict(), first.bonded
     types = _new_types(known, model)
-    taken, fresh = ["backbone"], []
+    taken, fresh = ["backbone", *(["bonded terms"] if bonded is not None else [])], []
     for name, part in model.parts.items():
         part.backbone.load_state_dict(backbone, strict=not types)
+        if part.bonded is not None:
+            part.bonded.load_state_dict(bonded.state_dict())
         if name in former:
             part.head.load_state_dict(former[name].head.state_dict())
             taken.append(f"{name} head")
@@ -109,6 +113,8 @@ def _require_same_backbone(known: dict[str, Any], wanted: dict[str, Any], path: 
     free = set()
     if known["head"] == "both" or wanted["head"] != "vector":
         free.add("head")
+    if not known.get("bound"):
+        free.add("bound")
     if known.get("type_depth") == 0:
         free |= {"type_depth", "n_types"}
     keys = [key for key in sorted({*known, *wanted} - free) if known.get(key) != wanted.get(key)]

@@ -26,6 +26,7 @@ _ELSE = {
     **{
         name.replace("_", "-"): name
         for name in (
+            "hydrogen_mass",
             "mode",
             "backend",
             "mts",
@@ -92,6 +93,8 @@ def simulate_command(settings: Mapping[str, Any]) -> str:
         if value is None or (option in _ELSE and value == fields[key].default):
             continue
         parts += [f"--{option}"] if value is True else [f"--{option}", str(value)]
+    if settings.get("model") is None:
+        parts.append("--mm")
     if not settings.get("remove_net_force", True):
         parts.append("--keep-net-force")
     return shlex.join(parts)

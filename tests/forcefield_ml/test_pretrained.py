@@ -50,15 +50,15 @@ def test_every_recipe_is_one() -> None:
 
 def test_names_and_paths(tmp_path: Path) -> None:
     """A name resolves to the shipped file, a path stays what it is, an unknown name is answered with the known."""
-    assert "fast-thermal" in pretrained.names()
-    assert pretrained.resolve("fast-thermal") == pretrained.path("fast-thermal")
+    assert "amber14-fast" in pretrained.names()
+    assert pretrained.resolve("amber14-fast") == pretrained.path("amber14-fast")
     assert pretrained.resolve(tmp_path / "model.pt") == tmp_path / "model.pt"
-    with pytest.raises(ModelFileError, match="Did you mean 'fast-thermal'"):
-        forcefield_ml.load("fast-therml")
+    with pytest.raises(ModelFileError, match="Did you mean 'amber14-fast'"):
+        forcefield_ml.load("amber14-fst")
 
 
 def test_a_folder_of_the_same_name_does_not_hide_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A training run's folder fast-thermal in the working directory is no model; the shipped file is meant."""
-    (tmp_path / "fast-thermal").mkdir()
+    """A training run's folder amber14-fast in the working directory is no model; the shipped file is meant."""
+    (tmp_path / "amber14-fast").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert pretrained.resolve("fast-thermal") == pretrained.path("fast-thermal")
+    assert pretrained.resolve("amber14-fast") == pretrained.path("amber14-fast")

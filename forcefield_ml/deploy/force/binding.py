@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from data_pipeline.systems.residues import (
     parent_name,
 )
 from forcefield_ml import units
+from forcefield_ml.bonded.table import BondedTable, Parameters
 from forcefield_ml.deploy.force.indices import read_indices
 from forcefield_ml.errors import ForceModeError, TopologyError, closest
 from forcefield_ml.graph.box import check_box
@@ -33,6 +34,14 @@ FEWEST_HYDROGENS = {
     "PRO": 7, "SER": 5, "THR": 7, "TRP": 10, "TYR": 8, "VAL": 9, "ACE": 3, "NME": 4, "HOH": 2,
 }  # fmt: skip
 """Hydrogens of a residue in mid-chain in the state with the fewest protons."""
+
+FEWEST_BONDS = {6: 3, 7: 2, 8: 1, 16: 2}
+"""Atomic number to the fewest bonds that such an atom has in a protein, by far most often; others: one."""
+
+LACKS_BONDS = (
+    "the topology lacks bonds (it has {}): topology.createStandardBonds() and createDisulfideBonds(positions) add "
+    "those of proteins; other molecules need a file that holds them, or a model trained on such"
+)
 
 NAMED = 5
 """Residues or atoms that a message names before it says how many more there are."""
@@ -47,7 +56,8 @@ class Binding:
     n_particles
         Of the whole system.
     species
-        What the model is told of the atoms it sees: atomic numbers, or for a model of atom types their codes (`typed`).
+        What the model is told of the atoms it sees: atomic numbers, or for a model of atom types their codes
+        (`bonded`).
     inputs
         Their indices among all particles, ascending.
     targets
@@ -58,6 +68,8 @@ class Binding:
         Chain, residue and atom name of each of `inputs`.
     remove_net_force
         Take the mean force off every atom, so that the forces sum to zero; for a whole system alone.
+    bonds
+        (B, 2) places among `inputs` of bonded atoms, for a model that brings bonded terms; else empty.
     """
 
     n_particles: int
@@ -67,6 +79,7 @@ class Binding:
     box: list[list[float]] | None
     labels: list[str]
     remove_net_force: bool = False
+    bonds: list[list[int]] = field(default_factory=list)
 
     @property
     def is_whole(self) -> bool:
@@ -137,6 +150,8 @@ def bind_atoms(
         _check_whole(topology, set(targets))
     _check_species(card, seen)
     _check_residues(card, seen, topology, allow_residues)
+    if not only_subset:
+        _check_water(card, topology)
     _check_hydrogens(seen)
     return Binding(
         n_particles=len(everything),
@@ -148,8 +163,10 @@ def bind_atoms(
     )
 
 
-def typed(binding: Binding, topology: app.Topology, types: AtomTypes | None) -> Binding:
-    """Return a binding that tells a model the types of the atoms, where it knows any.
+def bonded(
+    binding: Binding, topology: app.Topology, types: AtomTypes | None, table: BondedTable | None = None
+) -> Binding:
+    """Return a binding that tells a model what it wants to know of bonds: atom types, and bonded terms.
 
     Parameters
     ----------
@@ -159,26 +176,72 @@ def typed(binding: Binding, topology: app.Topology, types: AtomTypes | None) -> 
         With bonds.
     types
         That the model knows; None for elements alone.
+    table
+        Of the bonded terms that the model brings; None for none.
 
     Raises
     ------
     TopologyError
-        If the surroundings of an atom, one bond away, are like none that the model was trained on: most often bonds are
-        missing.
+        If the surroundings of an atom, one bond away, are like none that the model was trained on, and it has fewer
+        bonds than its element nearly always has in a protein: bonds are missing. Of a model that brings terms: if an
+        atom that it moves, and that is no ion, has no bond, or a bond or an angle is of elements that it has not seen
+        so.
+
+    Warns
+    -----
+    UserWarning
+        If such surroundings are unknown, but complete: the model sees the element of such an atom alone.
     """
-    if types is None:
+    if types is None and table is None:
         return binding
     place = {index: k for k, index in enumerate(binding.inputs)}
-    bonds = [(place[one.index], place[other.index]) for one, other in topology.bonds() if one.index in place]
-    codes = types.codes(np.array(binding.species), np.array(bonds, dtype=np.int64).reshape(-1, 2))
-    strange = [name for name, code in zip(binding.labels, codes.tolist(), strict=True) if code < CODE_STEP]
-    if strange:
+    bonds = [[place[one.index], place[other.index]] for one, other in topology.bonds() if one.index in place]
+    species, pairs = np.array(binding.species), np.array(bonds, dtype=np.int64).reshape(-1, 2)
+    pairs = np.unique(np.sort(pairs, axis=1), axis=0)  # some files tell a bond twice
+    partners = np.bincount(pairs.reshape(-1), minlength=len(species))
+    if table is not None:
+        moved = np.isin(binding.inputs, binding.targets)
+        _check_bonds(moved & (partners == 0) & np.isin(species, [1, *FEWEST_BONDS]), binding.labels, len(bonds))
+        _check_terms(table.parameters(species, pairs, moved), binding.labels)
+        binding = replace(binding, bonds=bonds)
+    if types is None:
+        return binding
+    codes = types.codes(species, pairs)
+    strange = np.flatnonzero(codes < CODE_STEP)
+    bare = [i for i in strange.tolist() if partners[i] < FEWEST_BONDS.get(int(species[i]), 1)]
+    if bare:
         raise TopologyError(
-            f"{some(strange)}: bonded as no atom that the model was trained on. Most often the topology lacks bonds "
-            f"(it has {len(bonds)}): topology.createStandardBonds() and createDisulfideBonds(positions) add those of "
-            "proteins; other molecules need a file that holds them, or a model trained on such"
+            f"{some([binding.labels[i] for i in bare])}: bonded as no atom that the model was trained on. Most often "
+            f"{LACKS_BONDS.format(len(bonds))}"
+        )
+    if len(strange):
+        warnings.warn(
+            f"{some([binding.labels[i] for i in strange])}: bonded as no atom, or too few, that the model was trained "
+            "on. It knows the element alone: forces on and around such atoms are guesses from others",
+            stacklevel=4,
         )
     return replace(binding, species=codes.tolist())
+
+
+def _check_bonds(lonely: np.ndarray, labels: Sequence[str], n_bonds: int) -> None:
+    """Refuse atoms without a bond, (N,) bool: the terms that hold them would be lacking without a word."""
+    if lonely.any():
+        raise TopologyError(
+            f"{some([labels[i] for i in np.flatnonzero(lonely).tolist()])}: no bond, so that the terms which the model "
+            f"brings would be lacking. Most often {LACKS_BONDS.format(n_bonds)}"
+        )
+
+
+def _check_terms(parameters: Parameters, labels: Sequence[str]) -> None:
+    """Refuse bonds and angles without stiffness; a torsion of unknown elements is as free as the network leaves it."""
+    for kind in ("bond", "angle"):
+        strange = parameters.atoms[kind][~parameters.known[kind]]
+        if len(strange):
+            raise TopologyError(
+                f"{len(strange)} {kind} terms are of elements that the model has seen bonded so never or too rarely "
+                f"({some(['-'.join(labels[i] for i in term) for term in strange.tolist()])}). Leave these molecules "
+                "out of what the model sees, or train on such"
+            )
 
 
 def solute_atoms(topology: app.Topology) -> list[int]:
@@ -291,6 +354,17 @@ def _check_residues(card: dict[str, Any], atoms: Sequence[Any], topology: app.To
         warnings.warn(
             f"the model's training data held no {', '.join(sorted(unseen))}: its forces there are guesses from other "
             "residues of the same elements",
+            stacklevel=4,
+        )
+
+
+def _check_water(card: dict[str, Any], topology: app.Topology) -> None:
+    """Warn of a vacuum where all that was learnt was in water."""
+    trained = {parent_name(name) for name in card["training"].get("residues") or ()}
+    if any(is_water(name) for name in trained) and not any(is_water(each.name) for each in topology.residues()):
+        warnings.warn(
+            "there is no water, but the model was trained on molecules in water: at a surface or in a vacuum its "
+            "forces may be absurd. Solvate the system, as forcefield-ml simulate does",
             stacklevel=4,
         )
 

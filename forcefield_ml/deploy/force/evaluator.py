@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from forcefield_ml.bonded.bound import BoundTerms
 from forcefield_ml.errors import ConfigError
 from forcefield_ml.graph import NeighbourList, NeighbourMatrix
 from forcefield_ml.models.interface import Atoms, Prediction
@@ -27,6 +28,8 @@ class Evaluator:
         (N,) bool, the atoms to predict; None for all.
     skin
         nm, of the neighbour list; None takes its default.
+    terms
+        The bonded terms that the model brings for these atoms (`bonded.bound.bound_terms`); None for no terms.
 
     Raises
     ------
@@ -39,7 +42,14 @@ class Evaluator:
         Its statistics tell how often neighbours were searched, and what that took.
     """
 
-    def __init__(self, model: Model, species: Tensor, targets: Tensor | None = None, skin: float | None = None):
+    def __init__(
+        self,
+        model: Model,
+        species: Tensor,
+        targets: Tensor | None = None,
+        skin: float | None = None,
+        terms: BoundTerms | None = None,
+    ):
         can = model.capabilities
         dtype = next(model.parameters()).dtype
         if model.training:
@@ -53,7 +63,13 @@ class Evaluator:
         self.neighbour_list = NeighbourList(
             can.neighbours, can.n_neighbours, can.cutoff, can.n_layers, skin=skin, targets=targets, dtype=dtype
         )
-        self._model, self._species = model, species
+        if model.bonded is not None and terms is None:
+            raise ConfigError(
+                "the model brings bonded terms, which species do not tell: its network alone would give forces without "
+                "them. Pass terms=forcefield_ml.bonded.bound.bound_terms(model, species, bonds)"
+            )
+        self._model, self._species, self._targets = model, species, targets
+        self._terms = BoundTerms() if terms is None else terms
         self._atoms: Atoms | None = None
         self._searches = 0
 
@@ -80,8 +96,9 @@ class Evaluator:
                 self._atoms = Atoms(self._species[found.order])
                 self._searches = self.neighbour_list.statistics.rebuilds
             prediction = self._model(self._atoms, NeighbourMatrix(*found.neighbours), found.layer_sizes)
-        return Prediction(
-            None if prediction.forces is None else prediction.forces[found.ascending],
-            None if prediction.magnitude is None else prediction.magnitude[found.ascending],
-            prediction.energy,
-        )
+            prediction = Prediction(
+                None if prediction.forces is None else prediction.forces[found.ascending],
+                None if prediction.magnitude is None else prediction.magnitude[found.ascending],
+                prediction.energy,
+            )
+            return self._terms.complete(prediction, positions, box, self._targets)

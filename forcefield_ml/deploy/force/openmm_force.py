@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
@@ -15,6 +15,8 @@ import numpy as np
 import openmm
 import torch
 
+from forcefield_ml.bonded.bound import BoundTerms, bound_terms
+from forcefield_ml.bonded.module import keys_of
 from forcefield_ml.deploy.force.binding import Binding
 from forcefield_ml.deploy.force.device import choose_device
 from forcefield_ml.deploy.force.evaluator import Evaluator
@@ -25,6 +27,7 @@ from forcefield_ml.deploy.model_file.script import BoundForce, forces_complaint,
 from forcefield_ml.deploy.stored.locate import locate
 from forcefield_ml.errors import BoxError, ConfigError, ForcefieldMLError, UnstableError, closest
 from forcefield_ml.models.interface import Prediction
+from forcefield_ml.nn.atom_types import CODE_STEP
 
 OURS = "forcefield_ml:"
 """Begins the name of every force of ours."""
@@ -152,7 +155,7 @@ class ModelCallable:
         path = str(locate(self.path, self.sha256))
         loaded = bundle.read_cached(path, self.sha256, device)
         return _Ready(
-            evaluate=evaluator_of(loaded, species, mask),
+            evaluate=evaluator_of(loaded, species, mask, self.binding.get("bonds")),
             inputs=inputs if len(inputs) < binding.n_particles else None,
             targets=np.array(binding.targets),
             rows=torch.from_numpy(np.flatnonzero(np.isin(inputs, binding.targets))),
@@ -202,7 +205,10 @@ class ModelCallable:
 
 
 def evaluator_of(
-    loaded: bundle.Loaded, species: torch.Tensor, targets: torch.Tensor | None = None
+    loaded: bundle.Loaded,
+    species: torch.Tensor,
+    targets: torch.Tensor | None = None,
+    bonds: Sequence[Sequence[int]] | None = None,
 ) -> Callable[[torch.Tensor, torch.Tensor | None], Prediction]:
     """Return what gives the forces of one system: the engine where the file allows it, else the file's TorchScript.
 
@@ -214,21 +220,45 @@ def evaluator_of(
         (N,) int64, atomic numbers, on the model's device.
     targets
         (N,) bool, the atoms to predict; None for all.
+    bonds
+        (B, 2) indices of bonded atoms; a model that brings no bonded terms has no use for them, another needs them.
+
+    Raises
+    ------
+    ConfigError
+        If the model brings bonded terms and is told no bonds.
     """
+    if bonds is None and keys_of(loaded.module) is not None:
+        raise ConfigError(
+            "the model brings bonded terms, which species do not tell: its network alone would give forces without "
+            "them. Pass bonds, (B, 2) indices of bonded atoms; an empty list where there are none"
+        )
+    terms = terms_of(loaded.module, species, targets, bonds or ()).to(species.device)
     if loaded.model is not None:
-        return Evaluator(loaded.model, species, targets)
-    return partial(_by_torchscript, loaded.module, species, targets)
+        return Evaluator(loaded.model, species, targets, terms=terms)
+    return partial(_by_torchscript, loaded.module, species, targets, terms)
+
+
+def terms_of(
+    module: torch.nn.Module, species: torch.Tensor, targets: torch.Tensor | None, bonds: Sequence[Sequence[int]]
+) -> BoundTerms:
+    """Return the bonded terms that a model brings; species may be codes of atom types, parameters as `evaluator_of`."""
+    moved = None if targets is None else targets.cpu().numpy()
+    pairs = np.array(bonds, dtype=np.int64).reshape(-1, 2)
+    return bound_terms(module, species.cpu().numpy() % CODE_STEP, pairs, moved)
 
 
 def _by_torchscript(
     module: torch.jit.ScriptModule,
     species: torch.Tensor,
     targets: torch.Tensor | None,
+    terms: BoundTerms,
     positions: torch.Tensor,
     box: torch.Tensor | None = None,
 ) -> Prediction:
     with torch.no_grad():
-        return Prediction(*module(species, positions, box, targets))
+        found = Prediction(*module(species, positions, box, targets))
+        return terms.complete(found, positions, box, targets)
 
 
 class _Ready(NamedTuple):
@@ -273,12 +303,15 @@ def make_torch_force(path: str, sha256: str, binding: Binding, has_energy: bool)
     torchforce = import_torchforce()
     if not has_energy:
         warnings.warn(ENERGY_WARNING, stacklevel=2)
-    inputs = torch.tensor(binding.inputs)
+    inputs, species = torch.tensor(binding.inputs), torch.tensor(binding.species)
+    targets = torch.isin(inputs, torch.tensor(binding.targets))
+    model = bundle.read(path, sha256)[1]
     module = BoundForce(
-        bundle.read(path, sha256)[1],
-        torch.tensor(binding.species),
+        model,
+        terms_of(model, species, targets, binding.bonds),
+        species,
         inputs,
-        torch.isin(inputs, torch.tensor(binding.targets)),
+        targets,
         None if binding.box is None else torch.tensor(binding.box, dtype=torch.float64),
         has_energy,
         binding.labels,

@@ -11,7 +11,7 @@ import torch
 from openmm import app
 
 from forcefield_ml import units
-from forcefield_ml.deploy.force.binding import bind_atoms, some, typed
+from forcefield_ml.deploy.force.binding import bind_atoms, some
 from forcefield_ml.deploy.force.indices import read_indices, read_values
 from forcefield_ml.deploy.guards.coordinates import check_unit
 from forcefield_ml.deploy.guards.stability import MAX_FORCE
@@ -98,7 +98,7 @@ class ForcefieldMLCalculator(Calculator):
                 "its forces alone would be wrong. Use it in OpenMM (model.create_system, model.add_to_system), or take "
                 "a model that predicts 'total'"
             )
-        if self.model.atom_types is not None and topology is None:
+        if self.model.needs_bonds and topology is None:
             raise ForceModeError(
                 "this model knows atoms by their bonds, which ASE's Atoms do not hold; pass topology=, OpenMM's of the "
                 "same atoms in the same order (openmm.app.PDBFile('system.pdb').topology), or take a model of elements "
@@ -207,12 +207,13 @@ class ForcefieldMLCalculator(Calculator):
         mask = None
         if len(self._targets) < len(self._seen):
             mask = torch.from_numpy(np.isin(self._seen, self._targets)).to(device)
-        return self.model.evaluator(torch.tensor(self._species(atoms), device=device), mask)
+        species, bonds = self._species(atoms)
+        return self.model.evaluator(torch.tensor(species, device=device), mask, bonds)
 
-    def _species(self, atoms: Atoms) -> np.ndarray:
-        """Return what the model is told of the atoms it sees: elements, or types by the topology."""
+    def _species(self, atoms: Atoms) -> tuple[list[int], list[list[int]]]:
+        """Return what the model is told of the atoms it sees: elements, or types by the topology; and their bonds."""
         if self._topology is None:
-            return np.asarray(atoms.numbers[self._seen])
+            return atoms.numbers[self._seen].tolist(), []
         if self._topology.getNumAtoms() != len(atoms):
             raise TopologyError(
                 f"the topology has {self._topology.getNumAtoms()} atoms, ASE's Atoms {len(atoms)}; give the topology "
@@ -227,7 +228,8 @@ class ForcefieldMLCalculator(Calculator):
                 f"the topology has other elements than ASE's Atoms at {_named(atoms, other)}; give the topology of the "
                 "same atoms in the same order"
             )
-        return np.array(typed(binding, self._topology, self.model.atom_types).species)
+        told = self.model.tell_bonds(binding, self._topology)
+        return told.species, told.bonds
 
     def _choose(self, atoms: Atoms) -> None:
         """Set which atoms get forces, and which the model sees."""

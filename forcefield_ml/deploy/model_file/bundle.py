@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, cast
 import torch
 import vesin_torch  # noqa: F401  a scripted model that searches neighbours cannot be read before this
 
+from forcefield_ml.bonded.module import keys_of
 from forcefield_ml.deploy.force.device import check_precision
 from forcefield_ml.deploy.model_file.archive import ADVICE, MAX_FILE, read_archive, replace_card
 from forcefield_ml.deploy.model_file.card import CARD_FILE, make_card, parse_card
@@ -265,6 +266,12 @@ def read(
             f"TorchScript of torch {torch.__version__} cannot read {path} (written with torch "
             f"{card['versions'].get('exported', {}).get('torch', 'unknown')}): {str(error).splitlines()[0]}. {ADVICE}"
         ) from None
+    told = bool(card["model_config"].get("bonded", False))
+    if told != (keys_of(module) is not None):
+        raise ModelFileError(
+            f"{path}: the card says bonded: {str(told).lower()}, the weights say otherwise; without its bonded terms a "
+            "model gives a tenth of the force. Export its checkpoint again"
+        )
     return card, module.eval(), found
 
 

@@ -5,6 +5,7 @@ from typing import List, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
+from forcefield_ml.bonded.bound import BoundTerms
 from forcefield_ml.graph.neighbour_matrix import NeighbourMatrix
 from forcefield_ml.graph.search import whole
 from forcefield_ml.graph.shells import shells
@@ -78,7 +79,8 @@ class DeployableModel(nn.Module):
     Parameters
     ----------
     model
-        Eager, of `models.build`.
+        Eager, of `models.build`. The forces of the bonded terms that some bring are not in the prediction: they belong
+        to a topology (`BoundForce`).
     """
 
     precision: Tensor
@@ -128,6 +130,8 @@ class BoundForce(nn.Module):
     ----------
     model
         Loaded from model.pt.
+    terms
+        The bonded terms that it brings for these atoms.
     species
         (n,) int64, of the atoms that the model sees.
     inputs
@@ -157,6 +161,7 @@ class BoundForce(nn.Module):
     def __init__(
         self,
         model: torch.jit.ScriptModule,
+        terms: BoundTerms,
         species: Tensor,
         inputs: Tensor,
         targets: Tensor,
@@ -169,6 +174,7 @@ class BoundForce(nn.Module):
     ):
         super().__init__()
         self.model = model
+        self.terms = terms
         self.remove_net_force = remove_net_force
         self.register_buffer("species", species)
         self.register_buffer("inputs", inputs)
@@ -202,6 +208,7 @@ class BoundForce(nn.Module):
             raise ValueError(complaint)
         with torch.no_grad():  # forces come out of the model, by gradient too; TorchForce would record them for nothing
             prediction = self.model(self.species, seen, box, self.targets)
+            prediction = self.terms.complete(prediction, seen, box, self.targets)
         found = prediction.forces
         if found is None:
             raise ValueError("the model returned no forces")

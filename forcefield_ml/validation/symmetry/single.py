@@ -10,9 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from forcefield_ml.bonded.bound import BoundTerms, bound_terms
 from forcefield_ml.data import Sample
 from forcefield_ml.deploy.model_file import bundle
 from forcefield_ml.deploy.model_file.script import DeployableModel
+from forcefield_ml.models.interface import Prediction
 from forcefield_ml.training import checkpoint as files
 
 
@@ -65,11 +67,14 @@ class Probed:
         self._targets = torch.zeros(len(self._species), dtype=torch.bool)
         self._targets[self._rows] = True
         self.positions = self._all[self._rows]
+        self._terms = bound_terms(module, sample.entry.species, sample.entry.bonds, self._targets.numpy())
 
     def __call__(self, positions: Tensor) -> Tensor:
         """Return the forces (n, 3)."""
         everywhere = self._all.index_put((self._rows,), positions)
-        forces: Tensor = self._module(self._species, everywhere, self._box, self._targets).forces
+        found = Prediction(*self._module(self._species, everywhere, self._box, self._targets))
+        forces = self._terms.complete(found, everywhere, self._box, self._targets).forces
+        assert forces is not None
         return forces
 
 
@@ -104,17 +109,20 @@ def symmetry(module: torch.nn.Module, sample: Sample, seed: int = 0) -> dict[str
     rotation = -rotation * torch.det(rotation)  # one determinant for every seed: -1
     order = torch.randperm(len(species), generator=generator)
     box = None if sample.box is None else torch.from_numpy(np.asarray(sample.box, dtype=np.float64))
+    rank = torch.argsort(order)
+    terms = bound_terms(module, sample.entry.species, sample.entry.bonds)
+    others = bound_terms(module, sample.entry.species[order.numpy()], rank.numpy()[sample.entry.bonds])
     with torch.no_grad():
-        inside = module(species, positions, box, targets).forces
+        inside = _forces(module, terms, species, positions, box, targets)
         if inside is None:
             return None
-        inside = inside.double()
-        straight = module(species, positions, None, targets).forces.double()
-        turned = module(species, positions @ rotation.T, None, targets).forces.double()
-        shuffled = module(species[order], positions[order], box, targets[order]).forces.double()
+        straight = _forces(module, terms, species, positions, None, targets)
+        turned = _forces(module, terms, species, positions @ rotation.T, None, targets)
+        shuffled = _forces(module, others, species[order], positions[order], box, targets[order])
+    assert straight is not None and turned is not None and shuffled is not None
     # rows of the answers belong to the targets in ascending order of atom, in either numbering
-    rank = torch.cumsum(targets, 0) - 1
-    renumbered = inside[rank[order[targets[order]]]]
+    row = torch.cumsum(targets, 0) - 1
+    renumbered = inside[row[order[targets[order]]]]
     mask = sample.entry.target_mask
     places, reference = sample.positions[mask].astype(np.float64), sample.forces[mask].astype(np.float64)
     return {
@@ -127,6 +135,19 @@ def symmetry(module: torch.nn.Module, sample: Sample, seed: int = 0) -> dict[str
         "net_torque": _torque(places, inside.numpy()),
         "reference_net_torque": _torque(places, reference),
     }
+
+
+def _forces(
+    module: torch.nn.Module,
+    terms: BoundTerms,
+    species: Tensor,
+    positions: Tensor,
+    box: Tensor | None,
+    targets: Tensor,
+) -> Tensor | None:
+    """Return the forces (n, 3), float64, on the targets; None of a model that predicts no vectors."""
+    found = terms.complete(Prediction(*module(species, positions, box, targets)), positions, box, targets).forces
+    return None if found is None else found.double()
 
 
 def _net(forces: NDArray[np.float64]) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +117,19 @@ def test_what_has_no_bonds_is_refused(typed: Deployed, wet: Molecules) -> None:
     species, _ = numbers(wet.topology)
     with pytest.raises(ConfigError, match="knows atoms by their bonds"):
         model.forces(wet.positions, wet.box, species=species)
+
+
+def test_unknown_but_complete_surroundings_are_told(typed: Deployed, dry: Molecules) -> None:
+    """Two carbons with a bond too many lack none: the forces are guesses, and it is said whose."""
+    odd = copy.deepcopy(dry.topology)
+    first, *_, last = (atom for atom in odd.atoms() if atom.name == "CA")
+    odd.addBond(first, last)
+    model = forcefield_ml.load(typed.path)
+    with pytest.warns(UserWarning, match=r"LYS351 CA .*ALA353 CA .*It knows the element alone"):
+        model.create_force(odd)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.create_force(dry.topology)
 
 
 def test_ase_takes_the_types_from_a_topology(typed: Deployed, wet: Molecules) -> None:

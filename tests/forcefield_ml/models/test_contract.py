@@ -21,7 +21,7 @@ CONFIGS = {
     "tfn-2": {"architecture": "tfn", "order": 2, "n_neighbours": 12},
     "tfn-2-so3": {"architecture": "tfn", "order": 2, "n_neighbours": 12, "parity": "SO3"},
     "fast": {"architecture": "fast", "n_channels": 8, "cutoff": 0.3},
-    "fast-2": {"architecture": "fast", "n_channels": 6, "cutoff": 0.3, "filter_order": 2, "n_layers": 2},
+    "fast-2": {"architecture": "fast", "n_channels": 6, "cutoff": 0.3, "filter_order": 2, "n_layers": 2, "bound": 4.0},
     "fast-energy": {"architecture": "fast", "n_channels": 6, "cutoff": 0.3, "n_layers": 2, "head": "energy"},
 }
 
@@ -59,6 +59,21 @@ def model(request: pytest.FixtureRequest) -> Model:
 def liquid() -> tuple[Tensor, Tensor, Tensor]:
     """Return a periodic, triclinic system."""
     return testing.random_liquid(216, triclinic=True, seed=2)
+
+
+def test_no_geometry_makes_forces_without_limit() -> None:
+    """With a bound a force cannot exceed what the head makes of features of that length; without one it does."""
+    torch.manual_seed(0)
+    species, positions, _ = testing.random_liquid(216, seed=2)
+    largest = {}
+    for bound in (0.0, 4.0):
+        torch.manual_seed(1)
+        model = build(CONFIGS["fast"] | {"bound": bound}).eval()
+        for layer in model.backbone.layers:
+            layer.mix.data *= 1000.0  # as if these atoms were like none in training
+        largest[bound] = float(Predictor(model)(species, 0.4 * positions, None).norm(dim=1).max())
+        limit = 4.0 * float(model.head.weights.detach().abs().sum())
+    assert largest[4.0] <= limit < 0.01 * largest[0.0]
 
 
 @pytest.mark.parametrize("periodic", [False, True])

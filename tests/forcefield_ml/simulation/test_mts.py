@@ -164,7 +164,7 @@ def test_distribution_is_the_references() -> None:
 
 
 class Energies:
-    """Total energies by the reference along NVE runs of a peptide in water with `fast-thermal`."""
+    """Total energies by the reference along NVE runs of a peptide in water with `amber14-fast`."""
 
     def __init__(self, peptide: Prepared) -> None:
         self.peptide = peptide
@@ -188,7 +188,7 @@ class Energies:
         """Return the drift in meV/atom/ps over so many inner steps."""
         system = openmm.XmlSerializer.clone(self.mm)
         if kind != "reference":
-            forcefield_ml.load("fast-thermal").add_to_system(
+            forcefield_ml.load("amber14-fast").add_to_system(
                 system, self.peptide.topology, mode="solute", mm_platform="CPU"
             )
             system.removeForce(next(i for i, f in enumerate(system.getForces()) if "CMMotion" in f.getName()))
@@ -223,7 +223,7 @@ def silent() -> Iterator[None]:
 
 @pytest.mark.slow
 def test_drift_of_a_peptide(peptide: Prepared) -> None:
-    """With `fast-thermal` energy drifts at most a tenth as fast at 8 x 0.5 fs as with the direct force alone.
+    """With `amber14-fast` energy drifts at most a tenth as fast at 8 x 0.5 fs as with the direct force alone.
 
     With a model of this error it is not yet the drift of the reference (docs/mts.md has the numbers).
     """

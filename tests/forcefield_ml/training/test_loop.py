@@ -255,6 +255,24 @@ def test_a_checkpoint_without_stages_serves(two_stages, tmp_path):
     assert first["optimiser"] == "adam" and last["n_batches"] == 2
 
 
+def test_another_dataset_judges(two_stages, tmp_path):
+    """Its validation frames choose the best checkpoint; those of the dataset itself are not read."""
+    judges = write_dataset(
+        tmp_path / "judges.h5", {"1aaa": "train", "2bbb": "train", "3ccc": "train", "4ddd": "validation"}, seed=7
+    )
+    own = run(two_stages, max_batches=2)
+    other = run(two_stages, validation_dataset=judges, output=tmp_path / "judged", max_batches=2)
+    assert own.metrics["naive"]["tensor"] != other.metrics["naive"]["tensor"]
+    assert files.load(other.checkpoint).training["recipe"]["validation_dataset"] == "judges.h5"
+
+
+def test_a_judge_that_was_trained_on_is_refused(two_stages, tmp_path):
+    """By sequence, whatever its name is."""
+    judges = write_dataset(tmp_path / "judges.h5", {"2bbb": "validation"}, seed=7)
+    with pytest.raises(DatasetError, match=r"judges\.h5 has 2bbb \(1 in all\) for validation"):
+        run(two_stages, validation_dataset=judges)
+
+
 def test_weights_of_another_network_are_refused(two_stages):
     """The settings that differ are named."""
     with pytest.raises(ConfigError, match=r"another network \(architecture was 'tfn', is 'fast'"):

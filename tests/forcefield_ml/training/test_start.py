@@ -202,6 +202,15 @@ def test_another_network_is_refused(
     assert named in str(error.value) and ("head" not in str(error.value) or before == "energy")
 
 
+def test_a_bound_may_be_set_and_not_be_taken_off(
+    settings: dict[str, Any], trained: dict[str, Path], dataset_path: Path
+) -> None:
+    """A network without a bound may get one; the other way what it learnt means something else."""
+    bounded = run(settings, model=NETWORK | {"bound": 30.0}, start_from=trained["vector"]).checkpoint
+    with pytest.raises(ConfigError, match=r"bound was 30\.0, is 0\.0"):
+        begin(bounded, dataset_path)
+
+
 def test_other_types_are_refused(settings: dict[str, Any], trained: dict[str, Path], dataset_path: Path) -> None:
     """What a table of types has learnt means nothing at another depth, or without one."""
     typed = run(settings, model=NETWORK | {"type_depth": 2}, start_from=trained["vector"]).checkpoint

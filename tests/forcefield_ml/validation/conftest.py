@@ -19,6 +19,6 @@ FRAGMENT = Path(__file__).parents[1] / "deploy" / "data" / "1aie_351_353.pdb"
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """The page of the model that ships, on two thermal frames of a fragment of three residues in water."""
     folder = tmp_path_factory.mktemp("shipped")
-    values = {"model": pretrained.path("fast-thermal"), "input": FRAGMENT, "output": folder}
+    values = {"model": pretrained.path("amber14-fast"), "input": FRAGMENT, "output": folder}
     html, plain = validate(parse_config(ValidationConfig, values), lambda line: None)
     return html, json.loads(plain.read_text())

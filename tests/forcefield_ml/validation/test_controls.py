@@ -41,7 +41,7 @@ def outcomes(found: dict[str, Any]) -> list[str]:
 
 def rebuilt(elements: list[int] | None, trained: bool, path: Path) -> Path:
     """Return a model.pt of the shipped network, its elements in another order, or with random weights."""
-    card, module, _ = bundle.read(pretrained.path("fast-thermal"))
+    card, module, _ = bundle.read(pretrained.path("amber14-fast"))
     config = dict(card["model_config"])
     config["elements"] = elements or config["elements"]
     torch.manual_seed(0)
@@ -58,10 +58,10 @@ def rebuilt(elements: list[int] | None, trained: bool, path: Path) -> Path:
 
 
 def test_shipped_model_is_fit_for_single_points(shipped: tuple[Path, dict[str, Any]]) -> None:
-    """The positive control: it follows the forces and is nearly conservative; whole systems it was not made for."""
+    """The positive control: it follows the forces and is nearly conservative; of a whole system no run was made."""
     found = shipped[1]
-    assert outcomes(found)[0] == "fit" and outcomes(found)[2] == "not fit"
-    assert 0.005 < found["symmetry"]["lambda"]["lambda"] < 0.05
+    assert outcomes(found)[0] == "fit" and outcomes(found)[2] == "not shown"
+    assert 1e-4 < found["symmetry"]["lambda"]["lambda"] < 0.03
     assert found["symmetry"]["permutation_error"] < 1e-5 and found["symmetry"]["rotation_error"] < 1e-5
 
 
@@ -74,7 +74,7 @@ def test_rebuilt_model_is_the_shipped_one(shipped: tuple[Path, dict[str, Any]], 
 @pytest.mark.parametrize("control", ["random weights", "swapped elements"])
 def test_bad_models_fail_all_three(control: str, shipped: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     """Neither is fit for anything, and it is said why."""
-    card = bundle.read(pretrained.path("fast-thermal"))[0]
+    card = bundle.read(pretrained.path("amber14-fast"))[0]
     first, second, *rest = card["model_config"]["elements"]
     model = rebuilt([second, first, *rest], control == "swapped elements", tmp_path / "bad.pt")
     uses = judge(evaluate(model, shipped[0].parent / "input.h5", "test", quiet=True))
@@ -162,7 +162,7 @@ def test_trajectory_is_labelled_and_judged(
     import h5py
 
     found = report(
-        pretrained.path("fast-thermal"),
+        pretrained.path("amber14-fast"),
         trajectory[ending],
         tmp_path,
         topology=trajectory["topology"],
@@ -178,7 +178,7 @@ def test_trajectory_is_labelled_and_judged(
 
 def test_trajectory_needs_its_topology(trajectory: dict[str, Path], tmp_path: Path) -> None:
     """None, and one of other atoms, are told apart."""
-    model = pretrained.path("fast-thermal")
+    model = pretrained.path("amber14-fast")
     with pytest.raises(ConfigError, match="--topology"):
         report(model, trajectory["dcd"], tmp_path)
     with pytest.raises(ConfigError, match=r"cannot be read with the \d+ atoms of .*1aie_351_353\.pdb"):

@@ -227,11 +227,13 @@ def test_command_prints_the_paths(exported: Path, dataset_path: Path, tmp_path: 
     assert str(tmp_path / "report.html") in result.output and (tmp_path / "report.json").is_file()
 
 
-def test_page_of_a_shipped_model_goes_into_its_card(shipped: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_page_of_a_shipped_model_goes_into_its_card(
+    shipped: tuple[Path, dict[str, Any]], model_file: Path, tmp_path: Path
+) -> None:
     """report.json and the metrics kept beside it name the model's weights; its card then holds the verdict."""
     html, report = shipped
     (kept,) = html.parent.glob("evaluation-*.json")
-    card = bundle.amend(pretrained.path("fast-thermal"), tmp_path / "new.pt", kept, html.with_suffix(".json"))
+    card = bundle.amend(pretrained.path("amber14-fast"), tmp_path / "new.pt", kept, html.with_suffix(".json"))
     assert card["weights_sha256"] == report["weights_sha256"] == report["metrics"]["weights_sha256"]
     assert card["verdict"]["numbers"]["lambda"]["lambda"] == report["symmetry"]["lambda"]["lambda"]
     for told, use in zip(card["verdict"]["uses"], report["uses"], strict=True):
@@ -239,4 +241,4 @@ def test_page_of_a_shipped_model_goes_into_its_card(shipped: tuple[Path, dict[st
         assert use["sentence"] == f"{told['name']}: {told['outcome']}, {'; '.join(told['why'])}."
     assert set(card["evaluation"]["residues"]) == {"LYS", "ASP", "ALA"}
     with pytest.raises(ConfigError, match="made of another model"):
-        bundle.amend(pretrained.path("amber14-fast"), tmp_path / "other.pt", kept)
+        bundle.amend(model_file, tmp_path / "other.pt", kept)

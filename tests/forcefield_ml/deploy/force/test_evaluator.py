@@ -65,7 +65,7 @@ def test_positions_of_another_number_of_atoms(model: Model) -> None:
 def test_a_device_that_is_not_there(device: str) -> None:
     """The message says which there are; a model file is not blamed."""
     with pytest.raises(ConfigError, match=f"no device '{device}'. Allowed: auto, cpu"):
-        forcefield_ml.load("fast-thermal", device=device)
+        forcefield_ml.load("amber14-fast", device=device)
     assert choose_device("cpu") == "cpu"
 
 

@@ -175,14 +175,16 @@ from openmm import app
 topology = app.Topology()
 residue = topology.addResidue("MOL", topology.addChain())
 system = openmm.System()
-for name in "OH":
-    topology.addAtom(name, app.Element.getBySymbol(name), residue)
+atoms = [topology.addAtom(name, app.Element.getBySymbol(name), residue) for name in "OHH"]
+for hydrogen in atoms[1:]:
+    topology.addBond(atoms[0], hydrogen)
+for _ in atoms:
     system.addParticle(16.0)
-system.addForce(forcefield_ml.load("fast-thermal").create_force(topology, atoms=[0], backend="torchforce",
+system.addForce(forcefield_ml.load("amber14-fast").create_force(topology, atoms=[0], backend="torchforce",
     allow_residues=["MOL"]))
 platform = openmm.Platform.getPlatformByName("OpenCL")
 simulation = app.Simulation(topology, system, openmm.VerletIntegrator(0.0005), platform)
-simulation.context.setPositions([(0, 0, 0), (0.1, 0, 0)])
+simulation.context.setPositions([(0, 0, 0), (0.1, 0, 0), (0, 0.1, 0)])
 print("made", flush=True)
 {check}
 simulation.context.getState(forces=True)

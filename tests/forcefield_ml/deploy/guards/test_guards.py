@@ -108,6 +108,16 @@ def test_small_boxes(shape: str, wet: Molecules, deployed: dict[str, Deployed]) 
     model.create_force(topology)  # control
 
 
+def test_a_vacuum_is_told(wet: Molecules, dry: Molecules) -> None:
+    """Of a model that learnt in water; in water there is nothing to tell."""
+    model = forcefield_ml.load("amber14-fast")
+    with pytest.warns(UserWarning, match="there is no water, but the model was trained on molecules in water"):
+        model.create_force(dry.topology)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.create_force(wet.topology)
+
+
 def test_check_refuses_the_minimiser(wet: Molecules, forcefield: app.ForceField, deployed: dict[str, Deployed]) -> None:
     """After check, minimizeEnergy says why it cannot work and what can; a simulation of MM alone is left as it is."""
 

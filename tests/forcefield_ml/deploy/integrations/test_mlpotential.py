@@ -365,7 +365,7 @@ def test_serialised(wet: Molecules, forcefield: app.ForceField, alone: Path) -> 
 
 def test_options(dry: Molecules, forcefield: app.ForceField, whole: Path, alone: Path, tmp_path: Path) -> None:
     """Options that do not exist are refused with the closest that does; the model's name may be a shipped one."""
-    with pytest.raises(ConfigError, match=r"needs a model.*fast-thermal"):
+    with pytest.raises(ConfigError, match=r"needs a model.*amber14-fast"):
         openmmml.MLPotential("forcefield-ml")
     with pytest.raises(ConfigError, match="Did you mean 'model'"):
         openmmml.MLPotential("forcefield-ml", modle=whole)
@@ -377,7 +377,7 @@ def test_options(dry: Molecules, forcefield: app.ForceField, whole: Path, alone:
         potential(alone).createMixedSystem(
             dry.topology, mm_system(dry, forcefield), dry.solute, embedding="embedded", mm_platfrom="CPU"
         )
-    by_name = openmmml.MLPotential("forcefield-ml", model="fast-thermal", device="cpu")
+    by_name = openmmml.MLPotential("forcefield-ml", model="amber14-fast", device="cpu")
     assert by_name._impl.model.card["architecture"] == "fast"
     torchforce = potential(whole).createSystem(dry.topology, backend="torchforce")
     python = potential(whole).createSystem(dry.topology)

@@ -248,10 +248,13 @@ import forcefield_ml, openmm
 from openmm import app
 topology = app.Topology()
 residue = topology.addResidue("MOL", topology.addChain())
-topology.addAtom("O", app.element.oxygen, residue)
+atoms = [topology.addAtom(name, app.Element.getBySymbol(name), residue) for name in "OHH"]
 system = openmm.System()
-system.addParticle(16.0)
-system.addForce(forcefield_ml.load("fast-thermal").create_force(topology, atoms=[0], backend="torchforce",
+for hydrogen in atoms[1:]:
+    topology.addBond(atoms[0], hydrogen)
+for _ in atoms:
+    system.addParticle(16.0)
+system.addForce(forcefield_ml.load("amber14-fast").create_force(topology, atoms=[0], backend="torchforce",
     allow_residues=["MOL"]))
 text = openmm.XmlSerializer.serialize(system)
 print("written", flush=True)
@@ -395,20 +398,25 @@ def test_a_changed_model_is_refused(dry: Molecules, deployed: dict[str, Deployed
         forces_of(context_of(openmm.XmlSerializer.deserialize(text), dry, "Reference"))
 
 
-def test_a_model_that_ships_is_stored_by_name(dry: Molecules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_ships_is_stored_by_name(
+    wet: Molecules, forcefield: app.ForceField, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where the package lies elsewhere its models are still found; one of other content in its place is refused."""
-    text = stored(pretrained.path("fast-thermal"), dry)
-    assert pickle_of(forcefield_ml.read_system(text)).path == "pretrained:fast-thermal"
+    quiet = context_of(forcefield.createSystem(wet.topology, nonbondedMethod=app.PME, nonbondedCutoff=0.8), wet, "CPU")
+    openmm.LocalEnergyMinimizer.minimize(quiet, 100, 50)
+    wet = wet._replace(positions=quiet.getState(positions=True).getPositions(asNumpy=True)._value)
+    text = stored(pretrained.path("amber14-fast"), wet)
+    assert pickle_of(forcefield_ml.read_system(text)).path == "pretrained:amber14-fast"
     assert str(pretrained.FOLDER) not in bytes.fromhex(text.partition('function="')[2].partition('"')[0]).decode(
         "latin-1"
     )
-    expected = forces_of(context_of(forcefield_ml.read_system(text), dry, "Reference"))
-    shutil.copy(pretrained.path("fast-thermal"), tmp_path / "fast-thermal.pt")
+    expected = forces_of(context_of(forcefield_ml.read_system(text), wet, "Reference"))
+    shutil.copy(pretrained.path("amber14-fast"), tmp_path / "amber14-fast.pt")
     monkeypatch.setattr(pretrained, "FOLDER", tmp_path)
     bundle.read_cached.cache_clear()
-    assert np.array_equal(forces_of(context_of(forcefield_ml.read_system(text), dry, "Reference")), expected)
-    (tmp_path / "fast-thermal.pt").write_bytes(b"other")
-    with pytest.raises(ForcefieldMLError, match="pretrained:fast-thermal"):
+    assert np.array_equal(forces_of(context_of(forcefield_ml.read_system(text), wet, "Reference")), expected)
+    (tmp_path / "amber14-fast.pt").write_bytes(b"other")
+    with pytest.raises(ForcefieldMLError, match="pretrained:amber14-fast"):
         forcefield_ml.read_system(text)
 
 
