@@ -1,6 +1,6 @@
 """Add an ML force to an OpenMM simulation: three lines more than any OpenMM script has.
 
-    python examples/add_ml_force.py model.pt protein_in_water.cif --steps 200
+    python examples/add_ml_force.py protein_in_water.cif --steps 200
 
 The protein's atoms then feel the network alone, the water full AMBER14 (mode "solute"). The structure must hold
 hydrogens, water and a box: `data-pipeline run` leaves such files in its folder prepared/.
@@ -18,8 +18,8 @@ import forcefield_ml
 from forcefield_ml.simulation.fire import minimise
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("model", help="model.pt, as `forcefield-ml export` writes it")
 parser.add_argument("structure", help="a solvated protein with hydrogens, mmCIF")
+parser.add_argument("--model", default="amber14-fast", help="one that ships, or a model.pt of `forcefield-ml export`")
 parser.add_argument("--steps", type=int, default=200, help="of 0.5 fs (default: 200)")
 options = parser.parse_args()
 

@@ -1,6 +1,6 @@
 """Models that ship with the package, each with its card inside and its recipe beside it.
 
-`forcefield_ml.load("fast-thermal")` loads one by name; a file of that name in the working directory does not matter,
+`forcefield_ml.load("amber14-fast")` loads one by name; a file of that name in the working directory does not matter,
 as names carry no suffix.
 """
 
@@ -11,6 +11,9 @@ from pathlib import Path
 from forcefield_ml.errors import ModelFileError, closest
 
 FOLDER = Path(__file__).resolve().parent
+
+DEFAULT = "amber14-fast"
+"""The model of commands that are not told which."""
 
 LICENCE = "MIT, as the package it ships with; it learnt from PDB entries, which are in the public domain (CC0 1.0)"
 """Of the models that ship."""
