@@ -144,7 +144,7 @@ def test_directions_are_compared_on_the_circle() -> None:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Sixty-four steps of a fragment in little water by a mediocre model and by AMBER14.
 
-    It is the one that ships, which keeps its energy too well here, with as much noise on the weights of its head as these are.
+    It is the one that ships with as much noise on the weights of its head as these are: as it is, it keeps its energy.
     """
     settings = DynamicsSettings(steps=64, frames=16, equilibration_ps=0.1, padding=0.3, minimise_iterations=60)
     folder = tmp_path_factory.mktemp("dynamics")
