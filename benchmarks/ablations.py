@@ -20,6 +20,7 @@ import numpy as np
 import study
 import torch
 
+from forcefield_ml.bonded.bound import bound_terms
 from forcefield_ml.data import ForceDataset, Target
 from forcefield_ml.deploy.force.evaluator import Evaluator
 from forcefield_ml.nn.embedding import types_of
@@ -73,8 +74,9 @@ def costs(checkpoints: dict[str, Path], dataset: Path) -> dict[str, float]:
         frames.encode(types_of(model))
         sample = frames[0]
         species, positions = torch.from_numpy(sample.entry.codes), torch.from_numpy(sample.positions).double()
+        terms = bound_terms(model, sample.entry.species, sample.entry.bonds)
         box = None if sample.box is None else torch.from_numpy(sample.box).double()
-        calls[row] = (Evaluator(model, species), positions, box)
+        calls[row] = (Evaluator(model, species, terms=terms), positions, box)
     least = dict.fromkeys(calls, np.inf)
     for repeat in range(REPEATS + 1):
         for row, (evaluate, positions, box) in calls.items():

@@ -36,9 +36,10 @@ def run(model_path: Path, dataset: Path, split: str, steps: int, temperature: fl
     """
     model = forcefield_ml.load(model_path)
     frames = ForceDataset(dataset, split, Target(model.card["predicts"], "all"))
+    frames.encode(model.atom_types)
     sample = frames[min(range(len(frames)), key=lambda item: len(frames.index[item][0].species))]
     species = torch.from_numpy(sample.entry.species).long()
-    evaluate = model.evaluator(species)
+    evaluate = model.evaluator(torch.from_numpy(sample.entry.codes), bonds=sample.entry.bonds.tolist())
     box = None if sample.box is None else torch.from_numpy(sample.box.astype(float))
     masses = np.array([app.Element.getByAtomicNumber(int(z)).mass._value for z in species])[:, None]
     x, n_atoms = sample.positions.astype(float), len(species)
