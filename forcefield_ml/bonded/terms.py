@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forcefield_ml.errors import TopologyError
-from forcefield_ml.nn.atom_types import surroundings
+from forcefield_ml.nn.atom_types import distinct, partners_of, surroundings
 
 KINDS = {"bond": 2, "angle": 3, "proper": 4, "improper": 4}
 """Kind of term to its number of atoms. The middle atom of an angle and the third one of an improper is the centre."""
@@ -61,8 +61,7 @@ def find_terms(species: NDArray[Any], bonds: NDArray[Any]) -> dict[str, Terms]:
     TopologyError
         If bonds name atoms that there are not, or an atom has more than `MOST_PARTNERS`.
     """
-    species, bonds = np.asarray(species, dtype=np.int64), np.asarray(bonds, dtype=np.int64).reshape(-1, 2)
-    bonds = np.unique(np.sort(bonds, axis=1), axis=0)
+    species, bonds = np.asarray(species, dtype=np.int64), distinct(bonds)
     if len(bonds) and (bonds.min() < 0 or bonds.max() >= len(species) or (bonds[:, 0] == bonds[:, 1]).any()):
         raise TopologyError(
             f"bonds name atoms {bonds.min()} to {bonds.max()} of {len(species)}, or bind an atom to itself; give pairs "
@@ -71,10 +70,7 @@ def find_terms(species: NDArray[Any], bonds: NDArray[Any]) -> dict[str, Terms]:
     most = np.bincount(bonds.reshape(-1), minlength=1).max()
     if most > MOST_PARTNERS:
         raise TopologyError(f"an atom has {most} bonds; bonded terms are for molecules, with at most {MOST_PARTNERS}")
-    partners: list[list[int]] = [[] for _ in species]
-    for one, other in bonds.tolist():
-        partners[one].append(other)
-        partners[other].append(one)
+    partners = partners_of(len(species), bonds)
     atoms: dict[str, list[tuple[int, ...]]] = {kind: [] for kind in KINDS}
     atoms["bond"] = [(one, other) for one, other in bonds.tolist()]
     for centre, near in enumerate(partners):

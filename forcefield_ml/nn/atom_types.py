@@ -22,6 +22,20 @@ CODE_STEP = 128
 """A code is an atomic number plus this times the number of a type; without a type it is the atomic number."""
 
 
+def distinct(bonds: NDArray[Any]) -> NDArray[np.int64]:
+    """Return (B, 2) bonds, each told once, its lower index first: some files tell one twice."""
+    return np.unique(np.sort(np.asarray(bonds, dtype=np.int64).reshape(-1, 2), axis=1), axis=0)
+
+
+def partners_of(n_atoms: int, bonds: NDArray[np.int64]) -> list[list[int]]:
+    """Return the atoms that each is bonded to; bonds of `distinct`."""
+    partners: list[list[int]] = [[] for _ in range(n_atoms)]
+    for one, other in bonds.tolist():
+        partners[one].append(other)
+        partners[other].append(one)
+    return partners
+
+
 def surroundings(species: NDArray[Any], bonds: NDArray[Any], depth: int) -> NDArray[np.int64]:
     """Return hashes of the bonded surroundings of each atom.
 
@@ -39,10 +53,7 @@ def surroundings(species: NDArray[Any], bonds: NDArray[Any], depth: int) -> NDAr
     ndarray
         (N, D) int64; column d - 1 is of all that is up to d bonds away.
     """
-    partners: list[list[int]] = [[] for _ in species]
-    for one, other in {(min(pair), max(pair)) for pair in np.asarray(bonds).tolist()}:
-        partners[one].append(other)
-        partners[other].append(one)
+    partners = partners_of(len(species), distinct(bonds))
     labels = [str(int(number)) for number in species]
     found = np.empty((len(labels), depth), dtype=np.int64)
     for level in range(depth):

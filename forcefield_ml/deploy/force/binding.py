@@ -26,7 +26,7 @@ from forcefield_ml.bonded.table import BondedTable, Parameters
 from forcefield_ml.deploy.force.indices import read_indices
 from forcefield_ml.errors import ForceModeError, TopologyError, closest
 from forcefield_ml.graph.box import check_box
-from forcefield_ml.nn.atom_types import CODE_STEP, AtomTypes
+from forcefield_ml.nn.atom_types import CODE_STEP, AtomTypes, distinct
 
 FEWEST_HYDROGENS = {
     "ALA": 5, "ARG": 12, "ASH": 5, "ASN": 6, "ASP": 4, "CYM": 4, "CYS": 4, "CYX": 4, "GLH": 7, "GLN": 8, "GLU": 6,
@@ -196,8 +196,7 @@ def bonded(
         return binding
     place = {index: k for k, index in enumerate(binding.inputs)}
     bonds = [[place[one.index], place[other.index]] for one, other in topology.bonds() if one.index in place]
-    species, pairs = np.array(binding.species), np.array(bonds, dtype=np.int64).reshape(-1, 2)
-    pairs = np.unique(np.sort(pairs, axis=1), axis=0)  # some files tell a bond twice
+    species, pairs = np.array(binding.species), distinct(np.array(bonds))
     partners = np.bincount(pairs.reshape(-1), minlength=len(species))
     if table is not None:
         moved = np.isin(binding.inputs, binding.targets)
