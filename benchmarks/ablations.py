@@ -26,7 +26,7 @@ from forcefield_ml.deploy.force.evaluator import Evaluator
 from forcefield_ml.nn.embedding import types_of
 from forcefield_ml.training import checkpoint as files
 
-COLUMNS = {"tensor": 1, "angle": 2, "relative": 4, "pearson": 4}
+COLUMNS = {"tensor": 1, "magnitude": 1, "angle": 2, "relative": 4, "pearson": 4}
 """Metric to digits."""
 
 REPEATS = 7
@@ -104,9 +104,9 @@ def markdown(plan: study.Study, runs: Sequence[study.Run], microseconds: dict[st
     lines = [
         *study.head(plan, command),
         *([plan.about.strip(), ""] if plan.about else []),
-        "| row | what it changes | batches | minutes | parameters | tensor (meV/Å) | of naive | angle (°) | relative "
-        "| Pearson | µs per atom |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| row | what it changes | batches | minutes | parameters | tensor (meV/Å) | of naive | magnitude (meV/Å) "
+        "| angle (°) | relative | Pearson | µs per atom |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in plan.rows:
         lines.append(_row(row, plan.rows[row], [run for run in runs if run.row == row], microseconds[row]))
@@ -131,7 +131,8 @@ def _row(name: str, changes: dict[str, object], runs: Sequence[study.Run], micro
         f"{training['n_parameters']:,}",
     ]
     for key, digits in COLUMNS.items():
-        cells.append(study.mean([run.evaluation[key] for run in runs], digits))
+        values = [run.evaluation[key] for run in runs]
+        cells.append("-" if None in values else study.mean(values, digits))  # order 0 has magnitudes alone
         if key == "tensor":
             cells.append(f"{runs[0].evaluation['naive'][key]:.0f}")
     return "| " + " | ".join([*cells, f"{microseconds:.2f}"]) + " |"

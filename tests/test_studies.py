@@ -50,7 +50,7 @@ def test_ablations(
     modules: dict[str, Any], dataset_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each row and seed is a run; the page has its error, spread and cost; a second call trains nothing."""
-    other = {"architecture": "tfn", "order": 1, "n_neighbours": 6}
+    other = {"architecture": "tfn", "order": 0, "n_neighbours": 6}
     rows = {"plain": {}, "wider": {"model": {"n_channels": 8}}, "paper": {"model": other}}
     plan = write(tmp_path / "plan.yaml", title="T", base={**BASE, "model": FAST}, rows=rows, replicates=2)
     arguments = [str(plan), f"thermal={dataset_path}", "-o", str(tmp_path / "runs")]
