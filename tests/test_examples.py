@@ -29,6 +29,7 @@ from forcefield_ml import pretrained
 from forcefield_ml.config import load_config as load_learning_config
 from forcefield_ml.deploy.model_file import bundle
 from forcefield_ml.training.config import TrainingConfig
+from forcefield_ml.training.loop import train
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -74,6 +75,14 @@ def test_regenerated_data_is_sound(regenerated: Path) -> None:
     assert [splits[name]["frames"] for name in ("train", "validation", "test")] == [1, 1, 1]
     assert sum(summary["rejected"].values()) + sum(summary["failed"].values()) == 10  # as the mirror's README says
     assert summary["left_out"] == 11
+
+
+def test_finetune(regenerated: Path, tmp_path: Path) -> None:
+    """The example's settings are the shipped model's, and it begins with what that has learnt."""
+    small = {"dataset": regenerated / "dataset.h5", "output": tmp_path, "max_batches": 1, "validation_frames": 1}
+    settings = yaml.safe_load((EXAMPLES / "finetune.yaml").read_text()) | small
+    metrics = train(TrainingConfig(**settings), quiet=True).metrics
+    assert metrics["relative"] < 0.1 * metrics["naive"]["relative"]
 
 
 def test_recipe_says_what_its_comment_says(small_recipe: dict[str, Any]) -> None:

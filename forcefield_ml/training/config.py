@@ -33,9 +33,9 @@ class TrainingConfig(StrictConfig):
     )
     start_from: Path | None = Field(
         None,
-        description="checkpoint whose weights and scale a new run begins with; of the same network, but its head may "
-        "be another (not energy where vector is wanted), type_depth and bound may rise from 0: what it lacks begins "
-        "fresh",
+        description="checkpoint, model.pt or name of a model that ships: a new run begins with its weights and scale; "
+        "of the same network, but its head may be another (not energy where vector is wanted), type_depth and bound "
+        "may rise from 0: what it lacks begins fresh",
     )
     output: Path = Field(description="folder of the run: checkpoints, log, resolved configuration")
     model: dict[str, Any] = Field(description="architecture and the settings that differ from its defaults")

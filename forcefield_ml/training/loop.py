@@ -15,7 +15,7 @@ import lightning
 import numpy as np
 import torch
 
-from forcefield_ml import models
+from forcefield_ml import models, pretrained
 from forcefield_ml.bonded.fit import Frame, fit, residual
 from forcefield_ml.bonded.module import keys_of
 from forcefield_ml.bonded.terms import find_terms, touching
@@ -30,6 +30,7 @@ from forcefield_ml.training.config import RESUME_FREE, TrainingConfig
 from forcefield_ml.training.module import ForceModule
 from forcefield_ml.training.processes import Processes
 from forcefield_ml.training.start import Begun, begin_with
+from forcefield_ml.training.start import read as read_start
 from forcefield_ml.training.supervisor import BEST, LAST, Supervisor, budget, former_signal_handlers, headline
 
 CONFIG = "config.yaml"
@@ -145,10 +146,11 @@ def train(config: TrainingConfig, quiet: bool = False) -> TrainingResult:
         torch.set_rng_state(former.resume["random"])
         scale = float(former.resume["scale"])
     elif config.start_from is not None:
-        start = files.load(config.start_from)
-        begun = begin_with(start, model, training.molecules(), config.start_from)
+        source = pretrained.resolve(config.start_from)
+        start = read_start(source)
+        begun = begin_with(start, model, training.molecules(), source)
         scale = float(start.training["scale"])
-        learnt_before = {**provenance.learnt_before(start, config.start_from), **begun.record()}
+        learnt_before = {**provenance.learnt_before(start, source), **begun.record()}
         stages = provenance.stages_of(start.training)
     else:
         scale = _fit_bonded(model, training) if model.config.get("bonded") else training.rms_target_force()

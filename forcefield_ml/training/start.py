@@ -48,6 +48,26 @@ class Begun(NamedTuple):
         return f"taken: {', '.join(self.taken)}; begins fresh: {', '.join(self.fresh) or 'nothing'}"
 
 
+def read(path: Path) -> files.Checkpoint:
+    """Return what a new run begins with.
+
+    Parameters
+    ----------
+    path
+        Of a checkpoint or of an exported model.pt, or the name of a model that ships.
+
+    Raises
+    ------
+    ModelFileError
+        If it is neither, or damaged.
+    """
+    if not files.is_torchscript(path):
+        return files.load(path)
+    from forcefield_ml.deploy.model_file import bundle  # needs vesin, which a training does not
+
+    return bundle.checkpoint(path)
+
+
 def begin_with(
     start: files.Checkpoint,
     model: models.Model | models.TwoHeads,

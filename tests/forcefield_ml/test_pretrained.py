@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,10 @@ def test_ships_with_card_and_recipe(name: str) -> None:
     told = training["recipe"]
     for key in ("preset", "learning_rate", "ema", "targets_per_batch", "seed", "delta"):
         assert told[key] == getattr(recipe, key), key
-    data = load_data_config(path.with_name(f"{name}-data.yaml"))
+    recipe_text = path.with_suffix(".yaml").read_text(encoding="utf-8")
+    made = re.findall(r"data-pipeline run forcefield_ml/pretrained/(\S+-data\.yaml)", recipe_text)
+    data = load_data_config(pretrained.FOLDER / made[0])
     assert set(training["entries"]) <= set(data.select.ids or training["entries"])
-    assert f"forcefield_ml/pretrained/{name}-data.yaml" in path.with_suffix(".yaml").read_text(encoding="utf-8")
 
 
 def test_every_recipe_is_one() -> None:

@@ -10,7 +10,7 @@ import os
 import stat
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 import vesin_torch  # noqa: F401  a scripted model that searches neighbours cannot be read before this
@@ -24,6 +24,9 @@ from forcefield_ml.errors import ConfigError, ForceModeError, ModelFileError
 from forcefield_ml.files import write_whole
 from forcefield_ml.models.fingerprint import weights_sha256
 from forcefield_ml.models.model import Model, build
+
+if TYPE_CHECKING:
+    from forcefield_ml.training.checkpoint import Checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -308,6 +311,34 @@ def _weights(card: dict[str, Any], module: torch.jit.ScriptModule) -> dict[str, 
     """
     stored = module.state_dict()  # which holds, unlike an eager model's, what can be computed anew, too
     return {name: stored[f"model.{name}"] for name in build(card["model_config"]).state_dict()}
+
+
+def checkpoint(path: Path | str) -> Checkpoint:
+    """Return the checkpoint that a model.pt was exported from, less what only its own run needed to go on.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Raises
+    ------
+    ModelFileError
+        As `read`, or if its weights are not those of its card or of this version's network.
+    """
+    from forcefield_ml.training.checkpoint import Checkpoint
+
+    card, module, _ = read(path)
+    weights_of(card, module, str(path))
+    try:
+        weights = _weights(card, module)
+    except (ConfigError, KeyError) as error:
+        raise ModelFileError(
+            f"{path} holds a network that this version does not have ({error}), so that no training can begin with it. "
+            "Take a model of this version, or the version of forcefield-ml that made it"
+        ) from None
+    versions = card["versions"].get("trained", {})
+    return Checkpoint(card["model_config"], weights, card["training"], card["metrics"], versions)
 
 
 def weights_of(card: dict[str, Any], module: torch.jit.ScriptModule, source: str) -> str:

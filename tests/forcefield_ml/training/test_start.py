@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,18 @@ import pytest
 import torch
 from dataset_files import TINY_MODELS
 
-from forcefield_ml import models
+from forcefield_ml import models, pretrained
 from forcefield_ml.config import parse_config
 from forcefield_ml.data import BatchSource, ForceDataset, Target
-from forcefield_ml.errors import ConfigError
+from forcefield_ml.deploy.model_file.bundle import export, read_card
+from forcefield_ml.errors import ConfigError, ModelFileError
+from forcefield_ml.models.fingerprint import weights_sha256
 from forcefield_ml.models.interface import Prediction
 from forcefield_ml.nn.embedding import types_of
 from forcefield_ml.training import checkpoint as files
 from forcefield_ml.training.config import TrainingConfig
 from forcefield_ml.training.loop import TrainingResult, train
-from forcefield_ml.training.start import begin_with
+from forcefield_ml.training.start import begin_with, read
 
 NETWORK = TINY_MODELS["fast"] | {"cutoff": 0.35}
 
@@ -221,3 +224,36 @@ def test_other_types_are_refused(settings: dict[str, Any], trained: dict[str, Pa
     ):
         with pytest.raises(ConfigError, match=named):
             begin(typed, dataset_path, **changes)
+
+
+@pytest.mark.parametrize("changes", [{"type_depth": 2}, {"bonded": True}])
+def test_an_exported_model_serves_as_its_checkpoint(
+    settings: dict[str, Any], dataset_path: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """From a model.pt a run begins with the weights, scale, stages and bonded terms of the checkpoint."""
+    settings |= {"model": NETWORK | changes, "max_batches": 3}
+    first = run(settings).checkpoint
+    exported = export(first, tmp_path / "model.pt")
+    still = {"learning_rate": 1e-12, "schedule": "constant", "ema": 0.0, "max_batches": 1}
+    one = run(settings, output=tmp_path / "one", start_from=first, **still)
+    other = run(settings, output=tmp_path / "other", start_from=exported, **still)
+    assert one.metrics == other.metrics
+    ours, theirs = files.load(one.checkpoint), files.load(other.checkpoint)
+    assert all(torch.equal(ours.state_dict[name], value) for name, value in theirs.state_dict.items())
+    assert ours.training["scale"] == theirs.training["scale"] and len(theirs.training["stages"]) == 2
+    assert theirs.training["stages"][0] == ours.training["stages"][0]
+    began = hashlib.sha256(exported.read_bytes()).hexdigest()
+    assert theirs.training["started_from"]["sha256"] == theirs.training["stages"][1]["started_from"] == began
+
+
+def test_a_model_that_ships_is_meant_by_its_name() -> None:
+    """Its checkpoint has the weights that the card's fingerprint is of."""
+    path = pretrained.path("amber14-fast")
+    assert weights_sha256(read(path).state_dict) == read_card(path)["weights_sha256"]
+
+
+def test_an_unknown_name_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ModelFileError, match=r"no model 'amber14-fst' ships.*Did you mean 'amber14-fast'"):
+        run(settings, start_from="amber14-fst")
+    with pytest.raises(ModelFileError, match="there is no checkpoint"):
+        run(settings, start_from="gone.pt")
