@@ -69,15 +69,15 @@ def test_quick(water: Path, folder: Path, environment: dict[str, str]) -> None:
     """One command measures ours and AMBER, says why a peer is missing, and writes page and JSON with all fields."""
     (folder / "error.json").write_text('{"relative": 0.123}')
     command = [sys.executable, ROOT / "benchmarks/speed.py", "--quick", "--threads", 1, "--folder", folder]
-    command += ["--contenders", "fast", "amber", "nequip", "--peers", folder / "no peers", "--steps", 2]
+    command += ["--contenders", "fast", "shipped", "amber", "nequip", "--peers", folder / "no peers", "--steps", 2]
     command += ["--errors", f"fast={folder / 'error.json'}"]
     words = [str(word) for word in command]
     done = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     results = json.loads((folder / "speed.json").read_text())
     rows, n_atoms = results["system"]["contenders"], results["system"]["n_atoms"]
-    assert n_atoms == 1029 and set(rows) == {"fast", "amber", "nequip"}
-    for name in ("fast", "amber"):
+    assert n_atoms == 1029 and set(rows) == {"fast", "shipped", "amber", "nequip"}
+    for name in ("fast", "shipped", "amber"):
         row = rows[name]
         low, middle, high = row["us_per_atom"]
         assert 0 < low <= middle <= high and row["n_steps"] == 2 and "incomplete" not in row
@@ -88,6 +88,8 @@ def test_quick(water: Path, folder: Path, environment: dict[str, str]) -> None:
         assert row["step_s"][0] == min(run["steps_s"]) and run["threads"] == 1
         (box,) = results["sizes"][name]
         assert box["n_atoms"] == 1029 and box["us_per_atom"][0] > 0
+    shipped, amber = (np.load(folder / f"forces_{name}.npy") for name in ("shipped", "amber"))
+    assert np.linalg.norm(shipped - amber) < 0.1 * np.linalg.norm(amber)  # told its bonds, or it would be far off
     fast = rows["fast"]
     assert fast["n_parameters"] > 1000 and fast["training_atoms_per_s"][0] > 0 and "torch" in fast["versions"]
     assert fast["profile"]["parts"]["neighbours among candidates"] > 0

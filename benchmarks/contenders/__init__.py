@@ -25,6 +25,7 @@ class Entry(NamedTuple):
 
 CONTENDERS = {
     "fast": Entry("fast model, our engine", "", far=True),
+    "shipped": Entry("amber14-fast, which ships, with its bonded terms", "", far=True),
     "fast_energy": Entry("fast model, forces by gradient", "", far=True),
     "fast_script": Entry("fast model, TorchScript", ""),
     "paper": Entry("paper's network, order 2, our engine", "", far=True),
