@@ -89,7 +89,8 @@ def settings(study: Study, row: str, seed: int, datasets: dict[str, Path], folde
     study, row, seed
         Which.
     datasets
-        Name to path: what ``dataset`` and ``extra_datasets`` name. The first one serves where no dataset is named.
+        Name to path: what ``dataset``, ``extra_datasets`` and ``validation_dataset`` name. The first one serves where no
+        dataset is named.
     folder
         Of the study's runs.
 
@@ -104,6 +105,8 @@ def settings(study: Study, row: str, seed: int, datasets: dict[str, Path], folde
     merged["model"] = {**model, **changes} if same else changes
     merged["dataset"] = path_of(merged.get("dataset", next(iter(datasets))), datasets)
     merged["extra_datasets"] = [path_of(name, datasets) for name in merged.get("extra_datasets", ())]
+    if "validation_dataset" in merged:
+        merged["validation_dataset"] = path_of(merged["validation_dataset"], datasets)
     merged["output"] = folder / f"{slug(row)}-{seed}"
     merged["seed"] = seed
     return parse_config(TrainingConfig, merged, f"row {row!r}")
