@@ -73,7 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         frames.require_frames()
         found = measure(model, frames, options.proteins)
         told = f"{Path(name).stem} | {model.card['predicts'].replace('_', ' ')}"
-        lines += [f"| {told} | {atoms} | {one.tensor:.1f} | {one.field:.0%} |" for atoms, one in found.items()]
+        lines += [
+            f"| {told} | {atoms} | {one.tensor:.1f} | {round(one.field, 2) + 0.0:.0%} |" for atoms, one in found.items()
+        ]
     command = shlex.join(["python", "benchmarks/long_range.py", *(sys.argv[1:] if arguments is None else arguments)])
     n_proteins = min(options.proteins, len(frames.entries))
     about = {"command": command, "version": __version__, "radius": RADIUS, "frames": n_proteins, "proteins": n_proteins}

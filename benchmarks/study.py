@@ -89,8 +89,8 @@ def settings(study: Study, row: str, seed: int, datasets: dict[str, Path], folde
     study, row, seed
         Which.
     datasets
-        Name to path: what ``dataset``, ``extra_datasets`` and ``validation_dataset`` name. The first one serves where no
-        dataset is named.
+        Name to path: what ``dataset``, ``extra_datasets`` and ``validation_dataset`` name. The first one serves where
+        no dataset is named.
     folder
         Of the study's runs.
 
