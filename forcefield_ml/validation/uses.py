@@ -6,8 +6,8 @@
 | NVT of a solute       | relative error at most 0.15, lambda at most 0.03, and drift over the standard deviation of   |
 |                       | the kinetic energy below 1 with multiple time stepping                                       |
 | NVT of a whole system | relative error at most 0.10, of water and ions, too, where data hold them; lambda at most    |
-|                       | 0.01; and the temperature of each element within 3 % or three block standard errors (see     |
-|                       | `WIDEST`), whichever is larger                                                               |
+|                       | 0.01; and the temperature of each element within 3 % or three standard errors, whichever is  |
+|                       | larger (see `WIDEST`), in a run long enough to tell that of protein and of water to 3 %      |
 
 A use is *fit* when everything asked was measured and is met, *not fit* when something measured is not met, and *not
 shown* otherwise: what was not measured counts for nobody. A run that a guard stopped speaks against its use.
@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from forcefield_ml.validation.dynamics.blocks import thermal_error
 from forcefield_ml.validation.dynamics.compare import AMBER, ML, MTS
 
 SINGLE_POINT_RELATIVE = 0.6
@@ -30,7 +31,7 @@ DRIFT_LENGTH = 1.0
 TEMPERATURE_SHARE, TEMPERATURE_ERRORS = 0.03, 3.0
 WIDEST = 2.0
 """Most standard errors of AMBER14's run, from the same start and as long, that count as one of the model's: blocks of a
-run that heats differ, and would widen the measure by which it is judged."""
+run that heats differ, and would widen the measure by which it is judged. At least `thermal_error` counts."""
 
 FIT, NOT_FIT, NOT_SHOWN = "fit", "not fit", "not shown"
 
@@ -211,9 +212,28 @@ def _stopped(dynamics: Mapping[str, Any]) -> list[Criterion]:
 
 def _standard_error(name: str, dynamics: Mapping[str, Any]) -> float | None:
     """Return the standard error (K) of an element's temperature in the model's run; see `WIDEST`."""
-    ours = dynamics["nvt"][ML]["temperature"][name]["standard_error"]
+    found = dynamics["nvt"][ML]["temperature"][name]
+    ours = found["standard_error"]
     theirs = (dynamics["nvt"].get(AMBER, {}).get("temperature") or {}).get(name, {}).get("standard_error")
-    return ours if ours is None or theirs is None else min(ours, WIDEST * theirs)
+    if ours is None:
+        return None
+    return max(_thermal_error(found["atoms"], dynamics), ours if theirs is None else min(ours, WIDEST * theirs))
+
+
+def _thermal_error(n_atoms: int, dynamics: Mapping[str, Any]) -> float:
+    settings, length = dynamics["settings"], dynamics["nvt"][ML]["length"]
+    return thermal_error(settings["temperature"], n_atoms, settings["friction_per_ps"], length)
+
+
+def _vague(dynamics: Mapping[str, Any]) -> list[str]:
+    """Return of what the run cannot tell the temperature to `TEMPERATURE_SHARE`: the protein, water."""
+    atoms: dict[str, int] = {}
+    for name, found in dynamics["nvt"][ML]["temperature"].items():
+        group = name.split()[0]
+        atoms[group] = atoms.get(group, 0) + found["atoms"]
+    errors = {group: _thermal_error(n_atoms, dynamics) for group, n_atoms in atoms.items()}
+    share = TEMPERATURE_SHARE * dynamics["settings"]["temperature"]
+    return [f"{atoms[group]} atoms of {group} to ± {error:.0f} K" for group, error in errors.items() if error > share]
 
 
 def _temperatures(dynamics: Mapping[str, Any] | None, target_atoms: str | None) -> list[Criterion]:
@@ -237,4 +257,8 @@ def _temperatures(dynamics: Mapping[str, Any] | None, target_atoms: str | None) 
         return [*asked, Criterion(f"temperatures off the {target:g} K that were set: {', '.join(wrong)}", False)]
     if unknown or not run["temperature"]:
         return [*asked, Criterion("the run was too short for temperatures with an error", None)]
+    vague = _vague(dynamics)
+    if vague:
+        told = f"{run['length']:.3g} ps tell the temperature of {' and of '.join(vague)}, not to 3 %"
+        return [*asked, Criterion(f"{told}; --dynamics with more steps", None)]
     return [*asked, Criterion("every element's temperature within 3 % or three standard errors", True)]

@@ -42,6 +42,27 @@ def block_mean(values: ArrayLike, n_blocks: int = BLOCKS) -> dict[str, Any]:
     return {"mean": float(series.mean()), "standard_error": error, "blocks": len(blocks)}
 
 
+def thermal_error(temperature: float, n_atoms: int, friction: float, length: float) -> float:
+    """Return the standard error of a mean kinetic temperature that any force has in Langevin dynamics.
+
+    Kinetic temperature fluctuates by T sqrt(2 / 3N) in the canonical ensemble, and what it was is forgotten at twice
+    the friction where no other motion helps, so that a run holds friction x length independent values, at least one.
+    Blocks of a run that is not much longer than 1 / friction cannot show it.
+
+    Parameters
+    ----------
+    temperature
+        K, of the thermostat.
+    n_atoms
+        Without constraints.
+    friction
+        1/ps.
+    length
+        ps.
+    """
+    return float(temperature * np.sqrt(2.0 / (3.0 * n_atoms) / max(1.0, friction * length)))
+
+
 def drift(time: ArrayLike, kinetic: ArrayLike, potential: ArrayLike, n_atoms: int) -> dict[str, Any]:
     """Return the drift of kinetic plus reference potential energy along a run at constant energy.
 

@@ -19,9 +19,12 @@ GOOD: dict[str, Any] = {
     "naive": {"tensor": 1000.0, "magnitude": 600.0, "angle": 90.0},
 }
 STRAIGHT = {"lambda": 0.01, "standard_error": 0.001}
+MANY = 10**9
+"""Atoms whose temperature hardly fluctuates."""
+
 DYNAMICS: dict[str, Any] = {
     "mode": "system",
-    "settings": {"temperature": 300.0, "timestep_fs": 0.5},
+    "settings": {"temperature": 300.0, "timestep_fs": 0.5, "friction_per_ps": 1.0},
     "multiple_time_stepping": {"mode": "solute", "inner_steps": 8, "refused": None},
     "nve": {
         "model": {"event": None, "drift": {"over_kinetic_std": 50.0, "length": 1.0}},
@@ -30,9 +33,10 @@ DYNAMICS: dict[str, Any] = {
     "nvt": {
         "model": {
             "event": None,
+            "length": 1.0,
             "temperature": {
-                "protein C": {"mean": 309.0, "standard_error": 0.1},
-                "water O": {"mean": 320.0, "standard_error": 7.0},
+                "protein C": {"mean": 309.0, "standard_error": 0.1, "atoms": MANY},
+                "water O": {"mean": 320.0, "standard_error": 7.0, "atoms": MANY},
             },
         }
     },
@@ -134,7 +138,7 @@ def test_no_run_passes_by_being_short() -> None:
 )
 def test_temperature_of_each_element(mean: float, error: float, met: bool) -> None:
     """3 % or three block standard errors, whichever is larger; one element off is enough."""
-    found = changed("nvt/model/temperature/protein C", {"mean": mean, "standard_error": error})
+    found = changed("nvt/model/temperature/protein C", {"mean": mean, "standard_error": error, "atoms": MANY})
     assert outcomes(dynamics=found)[2] == (FIT if met else NOT_FIT)
 
 
@@ -142,7 +146,7 @@ def test_temperature_of_each_element(mean: float, error: float, met: bool) -> No
 def test_a_run_that_heats_does_not_widen_its_limit(theirs: float | None, expected: str) -> None:
     """300 K and in the last fifth 450 K are 330 ± 30 K; that error counts where AMBER14's run has half of it, too."""
     frames = np.r_[np.full(32, 300.0), np.full(8, 450.0)]
-    found = changed("nvt/model/temperature/protein C", block_mean(frames))
+    found = changed("nvt/model/temperature/protein C", {**block_mean(frames), "atoms": MANY})
     own = found["nvt"]["model"]["temperature"]["protein C"]
     assert (own["mean"], own["standard_error"]) == pytest.approx((330.0, 30.0))
     told = {"mean": 300.0, "standard_error": theirs}
@@ -151,6 +155,32 @@ def test_a_run_that_heats_does_not_widen_its_limit(theirs: float | None, expecte
     assert outcomes(dynamics=found)[2] == expected
     found["nvt"]["amber14"]["temperature"] = None  # a guard stopped it
     assert outcomes(dynamics=found)[2] == FIT
+
+
+@pytest.mark.parametrize(
+    ("atoms", "length", "mean", "expected"),
+    [
+        (24, 1.0, 354.6, NOT_SHOWN),  # AMBER14's own run of a tripeptide's hydrogens: 50 K are one standard error
+        (24, 1.0, 460.0, NOT_FIT),  # three of them are not met
+        (24, 100.0, 314.0, FIT),  # 5 K are
+        (24, 100.0, 316.0, NOT_FIT),
+        (741, 1.0, 309.0, FIT),  # 9.0 K are 3 %
+        (740, 1.0, 300.0, NOT_SHOWN),
+    ],
+)
+def test_a_short_run_of_few_atoms_shows_nothing(atoms: int, length: float, mean: float, expected: str) -> None:
+    """Blocks say 1 K; what any force fluctuates by counts. Where that is above 3 % of a group nothing is said."""
+    hydrogens = {"mean": mean, "standard_error": 1.0, "atoms": atoms}
+    found = changed(
+        "nvt/model/temperature", {"protein H": hydrogens, "water O": {**hydrogens, "atoms": MANY, "mean": 300}}
+    )
+    found["nvt"]["model"]["length"] = length
+    assert outcomes(dynamics=found)[2] == expected
+    if expected == NOT_SHOWN:
+        assert (
+            f"{length:g} ps tell the temperature of {atoms} atoms of protein"
+            in judge(GOOD, STRAIGHT, found)[2].sentence
+        )
 
 
 def test_what_was_not_measured_is_not_claimed() -> None:
