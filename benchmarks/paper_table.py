@@ -1,11 +1,13 @@
-"""Reproduce the paper's table 1 and figure 3: orders 0, 1 and 2 of its network on minimised structures.
+"""Reproduce the paper's tables with its network: 1 and figure 3 (forces), or 2 and figure 5 (structure refinement).
 
     data-pipeline run examples/regenerate_data.yaml -o runs/pdb
     python benchmarks/paper_table.py runs/pdb/minimized/dataset.h5 -o runs/paper --page docs/results/paper.md
+    python benchmarks/paper_table.py examples/refine_rna.yaml -o runs/refinement --page docs/results/refinement.md
 
-What is trained stands in paper_table.yaml. As in the paper, each order is trained three times with other weights and
-batches; the table has the best by validation and, in parentheses, mean and standard error of the mean. Test proteins
-are looked at once, after training. Stopped, the same command goes on.
+Which table it is, the dataset's task says; a configuration of data-pipeline is run first, below OUTPUT. What is trained
+stands in paper_table.yaml and refinement_table.yaml. As in the paper, each order is trained three times with other
+weights and batches; the table has the best by validation and, in parentheses, mean and standard error of the mean. The
+test split is looked at once, after training. Stopped, the same command goes on.
 """
 
 from __future__ import annotations
@@ -15,54 +17,129 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import h5py
 import numpy as np
 import study
 
+from data_pipeline.config import load_config
+from data_pipeline.run import run as run_pipeline
+from data_pipeline.schema import ENTRIES_GROUP, FORCES, PAPER, REFINEMENT, SPLITS, Paper, open_dataset, task_of
 from forcefield_ml.validation import figures
-from forcefield_ml.validation.paper import MEAN_MAGNITUDE_PREDICTOR, TABLE_1, ZERO_PREDICTOR
+from forcefield_ml.validation.paper import TABLE_1, TABLE_2, TABLE_2_MEANS
+
+METRICS = ("magnitude", "angle", "tensor", "relative", "pearson")
 
 PAPER_BATCHES = 75_000
+
+
+class Table(NamedTuple):
+    """A table of the paper.
+
+    Attributes
+    ----------
+    study
+        What is trained for it, beside this file.
+    page
+        Name of the page where none is given.
+    figure
+        Number of the figure that goes with it.
+    values
+        Row to metric to what the paper has for its best model.
+    means
+        The same to mean and standard error of its three.
+    data
+        What stands behind the number of entries of each split; of batches.
+    """
+
+    study: str
+    page: str
+    figure: int
+    values: dict[str, dict[str, float | None]]
+    means: dict[str, dict[str, tuple[float, float]]]
+    data: str
+    batches: str
+
+
+TABLES = {
+    FORCES: Table(
+        "paper_table.yaml",
+        "paper.md",
+        3,
+        {**TABLE_1, "order 2": {**TABLE_1["order 2"], "pearson": 0.98}},
+        {},
+        "{train} proteins to train on, {validation} to choose by, {test} to test, one of a cluster at 20 % identity "
+        "(paper: 100, 50, 50).",
+        f"(paper: {PAPER_BATCHES:,} of a whole one)",
+    ),
+    REFINEMENT: Table(
+        "refinement_table.yaml",
+        "refinement.md",
+        5,
+        TABLE_2,
+        TABLE_2_MEANS,
+        "{train} candidates to train on, {validation} to choose by, {test} to test, of {train_clusters}, "
+        "{validation_clusters} and {test_clusters} molecules (paper: 13, 4, 4). The paper's candidates are others "
+        "(FARFAR2): compare what is divided by the naive predictors, not Å.",
+        "(paper: a whole one, how many is not told)",
+    ),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train what is missing and write the page; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", type=Path, help="minimized/dataset.h5 of data-pipeline")
+    parser.add_argument("dataset", type=Path, help="dataset.h5 of data-pipeline, or a configuration that makes it")
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/paper"), help="folder of the training runs")
-    parser.add_argument("--page", type=Path, help="Markdown page to write (default: OUTPUT/paper.md); pictures beside")
-    parser.add_argument("--study", type=Path, default=Path(__file__).with_suffix(".yaml"), help="what is trained")
+    parser.add_argument("--page", type=Path, help="Markdown page to write (default: in OUTPUT); pictures beside")
+    parser.add_argument("--study", type=Path, help="what is trained (default: that of the dataset's task, beside this)")
     parser.add_argument("--replicates", type=int, help="trainings of each order (default: as the study says)")
     options = parser.parse_args(arguments)
-    plan = study.read(options.study)
+    dataset = made(options.dataset, options.output)
+    with open_dataset(dataset) as file:
+        task = task_of(file)
+    table, quantity = TABLES[task], PAPER[task]
+    plan = study.read(options.study or Path(__file__).with_name(table.study))
     if options.replicates is not None:
         plan = plan.model_copy(update={"replicates": options.replicates})
     try:
-        done = list(study.runs(plan, {"dataset": options.dataset}, options.output))
+        done = list(study.runs(plan, {"dataset": dataset}, options.output))
     except study.Stopped:
         print("stopped; the same command goes on", file=sys.stderr)
         return 130
-    page = options.page or options.output / "paper.md"
+    page = options.page or options.output / table.page
     command = shlex.join(["python", "benchmarks/paper_table.py", *(sys.argv[1:] if arguments is None else arguments)])
-    pictures = draw([run for run in done if run.row == list(plan.rows)[-1]], page)
-    page.write_text(markdown(plan, done, describe(options.dataset), pictures, command), encoding="utf-8")
-    print(page.read_text(encoding="utf-8"))
+    pictures = draw([run for run in done if run.row == list(plan.rows)[-1]], page, quantity)
+    text = markdown(plan, done, describe(dataset), pictures, command, table, quantity)
+    page.write_text(text, encoding="utf-8")
+    print(text)
     return 0
 
 
+def made(path: Path, folder: Path) -> Path:
+    """Return a dataset, made first where a configuration of data-pipeline is given."""
+    if path.suffix not in (".yaml", ".yml"):
+        return path
+    summary = run_pipeline(load_config(path), folder / "data")
+    (found,) = summary["datasets"].values()
+    return Path(found["dataset"])
+
+
 def describe(dataset: Path) -> dict[str, int]:
-    """Return the number of proteins in each split."""
-    with h5py.File(dataset) as file:
-        splits = [str(group.attrs["split"]) for group in file["entries"].values()]
-    return {split: splits.count(split) for split in ("train", "validation", "test")}
+    """Return the number of entries in each split, and under SPLIT_clusters that of clusters."""
+    with open_dataset(dataset) as file:
+        told = [(str(group.attrs["split"]), str(group.attrs["cluster"])) for group in file[ENTRIES_GROUP].values()]
+    entries = {split: [cluster for one, cluster in told if one == split] for split in SPLITS}
+    return {
+        **{split: len(found) for split, found in entries.items()},
+        **{f"{split}_clusters": len(set(found)) for split, found in entries.items()},
+    }
 
 
-def draw(runs: Sequence[study.Run], page: Path) -> dict[str, str]:
-    """Write the panels of figure 3 for the best of some runs beside the page; return panel to file name."""
+def draw(runs: Sequence[study.Run], page: Path, quantity: Paper) -> dict[str, str]:
+    """Write the panels of figure 3 or 5 for the best of some runs beside the page; return panel to file name."""
     with np.load(best(runs).per_atom, allow_pickle=False) as stored:
-        panels = figures.figure_3(stored["target"], stored["predicted"])
+        panels = figures.figure_3(stored["target"], stored["predicted"], quantity)
     names = {panel: f"{page.stem}-{panel.replace('_', '-')}.svg" for panel in panels}
     for panel, name in names.items():
         page.with_name(name).write_text(figures.standalone(panels[panel]), encoding="utf-8")
@@ -79,7 +156,13 @@ def _error(metrics: dict[str, Any]) -> float:
 
 
 def markdown(
-    plan: study.Study, runs: Sequence[study.Run], proteins: dict[str, int], pictures: dict[str, str], command: str
+    plan: study.Study,
+    runs: Sequence[study.Run],
+    entries: dict[str, int],
+    pictures: dict[str, str],
+    command: str,
+    table: Table,
+    quantity: Paper,
 ) -> str:
     """Return the page.
 
@@ -89,51 +172,53 @@ def markdown(
         What was trained.
     runs
         All of them.
-    proteins
-        In each split.
+    entries
+        Of `describe`.
     pictures
-        Panel of figure 3 to file name.
+        Panel of the figure to file name.
     command
         That made it.
+    table
+        Of the paper.
+    quantity
+        What is predicted.
     """
     first = runs[0].evaluation
-    naive = first["naive"]
-    base = plan.base
+    naive, base, paper = first["naive"], plan.base, table.values["naive"]
+    targets = f"{base['targets_per_batch']} atoms" if "targets_per_batch" in base else "all atoms"
     lines = [
         *study.head(plan, command),
-        f"{proteins['train']} proteins to train on, {proteins['validation']} to choose by, {proteins['test']} to test, "
-        "one of a cluster at 20 % identity (paper: 100, 50, 50). Predicting zero is wrong by "
-        f"{naive['tensor']:.1f} meV/Å (paper {ZERO_PREDICTOR}), predicting the mean magnitude by "
-        f"{naive['magnitude']:.1f} (paper {MEAN_MAGNITUDE_PREDICTOR}). {base['max_batches']:,} batches of "
-        f"{base['targets_per_batch']} atoms of one protein (paper: {PAPER_BATCHES:,} of a whole one), optimiser "
-        f"{base.get('optimiser', 'adam')}. {first['n_atoms']:,} target atoms in the test proteins. "
+        f"{table.data.format(**entries)} Predicting zero is wrong by {quantity.text(naive['tensor'])} {quantity.unit} "
+        f"(paper {quantity.text(paper['tensor'])}), predicting the mean magnitude by "
+        f"{quantity.text(naive['magnitude'])} (paper {quantity.text(paper['magnitude'])}). {base['max_batches']:,} "
+        f"batches of {targets} of one molecule {table.batches}, optimiser {base.get('optimiser', 'adam')}. "
+        f"{first['n_atoms']:,} target atoms in the test split. "
         f"Dataset content `{first['dataset']['content_sha256'][:16]}`.",
         "",
         f"The best of {plan.replicates} by validation (mean ± standard error of the mean of all {plan.replicates}); "
         "tensor/zero is the tensor error over that of predicting zero, the mark by which data sets can be compared.",
         "",
-        "| | minutes | magnitude (meV/Å) | angle (°) | tensor (meV/Å) | tensor/zero | Pearson |",
+        f"| | minutes | magnitude ({quantity.unit}) | angle (°) | tensor ({quantity.unit}) | tensor/zero | Pearson |",
         "|---|---|---|---|---|---|---|",
-        f"| naive | - | {naive['magnitude']:.1f} | 90.0 | {naive['tensor']:.1f} | 1 | - |",
+        f"| naive | - | {quantity.text(naive['magnitude'])} | 90.0 | {quantity.text(naive['tensor'])} | 1 | - |",
     ]
     for row in plan.rows:
-        lines.append(_row(row, [run for run in runs if run.row == row]))
-    lines += ["| *paper:* | | | | | | |"]
-    for name, values in TABLE_1.items():
-        cells = [f"{values[key]:.1f}" if values[key] is not None else "-" for key in ("magnitude", "angle", "tensor")]
-        ratio = "-" if values["tensor"] is None else f"{values['tensor'] / ZERO_PREDICTOR:.3f}"
-        pearson = "0.98" if name == "order 2" else "-"
-        lines.append(f"| {name} | | " + " | ".join(cells) + f" | {ratio} | {pearson} |")
-    lines += ["", f"Figure 3, the best {list(plan.rows)[-1]}:", ""]
+        lines.append(_row(row, [run for run in runs if run.row == row], quantity))
+    lines += ["| *paper:* | | | | | | |", *(_paper_row(name, table, quantity) for name in table.values)]
+    lines += ["", f"Figure {table.figure}, the best {list(plan.rows)[-1]}:", ""]
     lines += [f'<img src="{name}" width="32%" alt="{panel.replace("_", " ")}">' for panel, name in pictures.items()]
     return "\n".join([*lines, ""])
 
 
-def _row(name: str, runs: Sequence[study.Run]) -> str:
+def _digits(key: str, quantity: Paper) -> int:
+    return {"angle": 1, "relative": 3, "pearson": 3}.get(key, quantity.digits)
+
+
+def _row(name: str, runs: Sequence[study.Run], quantity: Paper) -> str:
     chosen = best(runs).evaluation
     cells = [f"{study.minutes(runs):.0f}"]
-    for key, digits in (("magnitude", 1), ("angle", 1), ("tensor", 1), ("relative", 3), ("pearson", 3)):
-        values = [run.evaluation[key] for run in runs]
+    for key in METRICS:
+        values, digits = [run.evaluation[key] for run in runs], _digits(key, quantity)
         if values[0] is None:
             cells.append("-")
             continue
@@ -142,6 +227,20 @@ def _row(name: str, runs: Sequence[study.Run]) -> str:
             text += f" ({study.mean(values, digits)})"
         cells.append(text)
     return f"| {name} | " + " | ".join(cells) + " |"
+
+
+def _paper_row(name: str, table: Table, quantity: Paper) -> str:
+    values, zero = table.values[name], table.values["naive"]["tensor"]
+    assert zero is not None
+    cells = []
+    for key in METRICS[:3]:
+        text = quantity.text(values[key], _digits(key, quantity))
+        if key in table.means.get(name, {}):
+            text += " ({:.{digits}f} ± {:.{digits}f})".format(*table.means[name][key], digits=_digits(key, quantity))
+        cells.append(text)
+    ratio = "-" if values["tensor"] is None else f"{values['tensor'] / zero:.3f}"
+    pearson = "-" if values["pearson"] is None else f"{values['pearson']:.2f}"
+    return f"| {name} | | " + " | ".join(cells) + f" | {ratio} | {pearson} |"
 
 
 if __name__ == "__main__":

@@ -16,25 +16,29 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from data_pipeline.config import load_config
+from data_pipeline.config import PipelineConfig, load_config
 from data_pipeline.dataset.check import check as check_dataset
 from data_pipeline.dataset.datasheet import datasheet, find_summary, read_summary, write_datasheet
 from data_pipeline.entries.survey import Comparison, Survey, compare, is_criterion, survey
-from data_pipeline.errors import PipelineError
+from data_pipeline.errors import ConfigError, PipelineError
 from data_pipeline.files import write_json
 from data_pipeline.progress import show_progress
 from data_pipeline.run import run as run_pipeline
-from data_pipeline.schema import SPLITS, SchemaError
+from data_pipeline.schema import FORCES, PAPER, REFINEMENT, SPLITS, SchemaError
 from data_pipeline.sources import open_source
 
 app = typer.Typer(
-    help="From PDB entries to reference forces: select, cluster, split, prepare, sample, label, pack.",
+    help="From PDB entries to reference forces: select, cluster, split, prepare, sample, label, pack. Or from "
+    "candidate structures and their natives to refinement vectors.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 console = Console()
 errors = Console(stderr=True)
+
+AGAIN = {FORCES: "on the Reference platform", REFINEMENT: "by quaternions"}
+"""Task -> how `check --recompute` computes labels."""
 
 
 @app.command("run")
@@ -54,7 +58,10 @@ def run_command(
     if dask is not None:
         settings = settings.model_copy(update={"dask": dask})
     if limit is not None:
-        settings = settings.model_copy(update={"select": settings.select.model_copy(update={"limit": limit})})
+        limited: dict[str, Any] = {"limit": limit}
+        if isinstance(settings, PipelineConfig):
+            limited = {"select": settings.select.model_copy(update=limited)}
+        settings = settings.model_copy(update=limited)
     folder = output or Path("runs") / settings.name
     with show_progress(errors if as_json else console) as progress:
         summary = run_pipeline(settings, folder, progress=progress, retry_failed=retry_failed)
@@ -84,9 +91,7 @@ def check_command(
             console.print(f"{report.leakage}: none found")
         if report.recomputed:
             worst, where = report.worst
-            told = (
-                f"{len(report.recomputed)} entries labelled again on the Reference platform: worst mean |dF| / mean |F|"
-            )
+            told = f"{len(report.recomputed)} entries labelled again {AGAIN[report.task]}: worst mean |dF| / mean |F|"
             console.print(f"{told} {worst:.1e} ({where})", soft_wrap=True, highlight=False)
         verdict = "[green]good[/green]" if report.ok else f"[red]{len(report.problems)} problems[/red]"
         console.print(f"{escape(str(dataset))}: {verdict}", highlight=False, soft_wrap=True)
@@ -122,6 +127,11 @@ def select_command(
 ) -> None:
     """Tell what the criteria keep of a source, without making anything. Exits with 1 when that is nothing."""
     settings = load_config(config)
+    if not isinstance(settings, PipelineConfig):
+        raise ConfigError(
+            f"{config} is of task {settings.task}, whose table names its pairs: there is nothing to select. "
+            "`data-pipeline run` tells what it takes of them"
+        )
     options = settings.source.options(settings.select.criteria())
     result = survey(open_source(settings.source.kind, settings.source.path, **options), settings.select)
     compared = compare(result, comparison) if comparison else None
@@ -160,6 +170,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
     rows = [
         ("entries seen", summary["seen"]),
         ("used", f"{summary['kept']} ({summary['left_out']} not needed)"),
+        *((name.replace("_", " "), f"{n:,}") for name, n in summary.get("counts", {}).items()),
         *((f"rejected, {reason}", n) for reason, n in summary["rejected"].items()),
         *((f"failed, {reason}", n) for reason, n in summary["failed"].items()),
         ("clusters", f"{summary['clusters']} ({summary['cluster_method']})"),
@@ -174,16 +185,19 @@ def _print_summary(summary: dict[str, Any]) -> None:
 
 
 def _sheet_table(sheet: dict[str, Any]) -> Table:
-    title = f"{sheet['protocol']}, {sheet['force_field']}; mean |F| and the mean-magnitude predictor's error in meV/Å"
+    paper = PAPER[sheet["task"]]
+    of = ", ".join(filter(None, (sheet["protocol"], sheet.get("force_field"))))
+    title = f"{of}; mean {paper.symbol} and the mean-magnitude predictor's error in {paper.unit}"
     table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     counts = ("entries", "clusters", "frames", "atoms", "targets")
     table.add_column("split", no_wrap=True)
-    for name in (*counts, "mean |F|", "naive"):
+    for name in (*counts, f"mean {paper.symbol}", "naive"):
         table.add_column(name, justify="right", no_wrap=True)
     for split in (*SPLITS, "all"):
         row = sheet["splits"][split]
-        # The zero predictor's error is the mean |F| itself.
-        numbers = ["-" if row[k] is None else f"{row[k]:.1f}" for k in ("mean_force", "mean_magnitude_predictor")]
+        # The zero predictor's error is the mean itself.
+        keys = (f"mean_{paper.name}", "mean_magnitude_predictor")
+        numbers = ["-" if row[key] is None else f"{row[key]:.{paper.digits}f}" for key in keys]
         table.add_row(split, *(str(row[name]) for name in counts), *numbers)
     return table
 

@@ -7,26 +7,21 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from data_pipeline.engine import Limits
 from data_pipeline.entries.curate import Criteria
 from data_pipeline.errors import ConfigError
 from data_pipeline.labels.label import Reference
 from data_pipeline.labels.potential import Potential
+from data_pipeline.refinement.config import RefinementConfig
+from data_pipeline.schema import FORCES, TASKS
+from data_pipeline.settings import Execution, Section
 from data_pipeline.sources.clusters import IDENTITIES, clusters_url
 from data_pipeline.sources.ids import normalise_id, read_ids
 from data_pipeline.sources.rcsb import DOWNLOAD_URL, SEARCH_URL
@@ -41,15 +36,7 @@ ForceFieldFiles = Annotated[
 _WEB = "^https?://"
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    def values(self) -> dict[str, Any]:
-        """Return the values as plain JSON types."""
-        return self.model_dump(mode="json")
-
-
-class SourceConfig(_Section):
+class SourceConfig(Section):
     """Where entries come from."""
 
     kind: Literal["mirror", "rcsb"] = Field(default="mirror", description="A folder of files, or the archive itself.")
@@ -80,7 +67,7 @@ class SourceConfig(_Section):
         return {"criteria": criteria, **self.model_dump(exclude={"kind", "path"})}
 
 
-class SelectConfig(_Section):
+class SelectConfig(Section):
     """Which entries are used; the limits default to the paper's criteria, null lifts one."""
 
     n_chains: int | None = Field(default=1, description="Polymer chains of any kind.")
@@ -130,7 +117,7 @@ class SelectConfig(_Section):
         return Criteria(**values)
 
 
-class SplitConfig(_Section):
+class SplitConfig(Section):
     """Whole sequence clusters go to one split each: fractions (adding up to 1) or whole numbers of entries."""
 
     identity: float = Field(default=0.2, gt=0, le=1, description="Sequences at least so similar share a cluster.")
@@ -193,7 +180,7 @@ class SplitConfig(_Section):
         return {name: int(size) for name, size in sizes.items()} if whole else None
 
 
-class PrepareConfig(_Section):
+class PrepareConfig(Section):
     """Repair, protonation and solvent."""
 
     ph: float = Field(default=7.0, ge=0, le=14, description="Decides the protonation states.")
@@ -221,7 +208,7 @@ class PrepareConfig(_Section):
 Protocol = Literal["thermal", "minimized"]
 
 
-class SampleConfig(_Section):
+class SampleConfig(Section):
     """How frames are made; with both protocols named, one run makes both data sets from the same proteins."""
 
     protocol: Protocol | list[Protocol] = Field(default="thermal", description="One, or a list of both.")
@@ -277,7 +264,7 @@ class SampleConfig(_Section):
         return tuple(self.temperature) if isinstance(self.temperature, list) else (self.temperature,)
 
 
-class PotentialConfig(_Section):
+class PotentialConfig(Section):
     """A potential of openmm-ml (extra ``mlpotential``)."""
 
     name: str = Field(min_length=1, description="Built into openmm-ml, or registered by a package.")
@@ -285,7 +272,7 @@ class PotentialConfig(_Section):
     system_options: dict[str, Any] = Field(default={}, description="Keyword arguments of its createSystem.")
 
 
-class LabelConfig(_Section):
+class LabelConfig(Section):
     """The reference, and which parts of its forces are kept."""
 
     force_field: ForceFieldFiles = Field(
@@ -328,23 +315,13 @@ class LabelConfig(_Section):
         return Reference(self.force_field, potential, self.mm_force_field, self.cutoff, self.ewald_tolerance)
 
 
-class PackConfig(_Section):
-    """The file."""
-
-    compression: Literal["gzip", "lzf", "none"] = "gzip"
-
-
-EXECUTION = ("workers", "device", "timeout", "memory_limit", "dask")
-"""Keys that say how the work is done; they are no part of any resume key or data set."""
-
-
-class PipelineConfig(_Section):
-    """Everything that decides what comes out, and how the work is done, which does not (`EXECUTION`).
+class PipelineConfig(Execution):
+    """Everything that decides what comes out, and how the work is done, which does not (`settings.EXECUTION`).
 
     The same configuration, seed and platform give the same content, bit for bit, whatever the number of workers.
     """
 
-    name: str = Field(min_length=1, description="Of the data set.")
+    task: ClassVar[str] = FORCES
     seed: int = Field(default=0, ge=0)
     source: SourceConfig
     select: SelectConfig = SelectConfig()
@@ -352,15 +329,10 @@ class PipelineConfig(_Section):
     prepare: PrepareConfig = PrepareConfig()
     sample: SampleConfig = SampleConfig()
     label: LabelConfig = LabelConfig()
-    pack: PackConfig = PackConfig()
-    workers: int = Field(default=2, ge=1, description="Processes, of one thread each.")
     platform: str = Field(default="CPU", description="OpenMM's platform.")
     device: list[str] = Field(
         default=[], description="Index of the GPU, or several: worker i computes on the i-th, counted round."
     )
-    timeout: float = Field(default=120.0, gt=0, description="Minutes for each entry and stage.")
-    memory_limit: float | None = Field(default=None, gt=0, description="GB of each worker; null for no limit.")
-    dask: str | None = Field(default=None, description="Address of a Dask scheduler, which then has the workers.")
 
     @field_validator("device", mode="before")
     @classmethod
@@ -371,14 +343,9 @@ class PipelineConfig(_Section):
             raise ValueError("a device is a whole number such as 0, or a list of them such as [0, 1]")
         return indices
 
-    def recipe(self) -> dict[str, Any]:
-        """Return the values that decide what comes out, as plain JSON types."""
-        return {name: value for name, value in self.values().items() if name not in EXECUTION}
-
     def limits(self) -> Limits:
         """Return what one task may use, as `engine` takes it."""
-        memory = None if self.memory_limit is None else int(self.memory_limit * 1e9)
-        return Limits(self.timeout * 60, memory, self.platform, tuple(self.device))
+        return replace(super().limits(), platform=self.platform, devices=tuple(self.device))
 
     @property
     def sampling_force_field(self) -> list[str]:
@@ -386,13 +353,19 @@ class PipelineConfig(_Section):
         return self.label.force_field if self.sample.force_field is None else self.sample.force_field
 
 
-def load_config(path: str | Path) -> PipelineConfig:
+CONFIGS: dict[str, type[PipelineConfig] | type[RefinementConfig]] = dict(
+    zip(TASKS, (PipelineConfig, RefinementConfig), strict=True)
+)
+"""Task -> its configuration."""
+
+
+def load_config(path: str | Path) -> PipelineConfig | RefinementConfig:
     """Read a configuration; paths in it that are relative are resolved against its folder.
 
     Parameters
     ----------
     path
-        A YAML file.
+        A YAML file; its key ``task`` says which configuration it is, forces where there is none.
 
     Raises
     ------
@@ -408,18 +381,31 @@ def load_config(path: str | Path) -> PipelineConfig:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds {type(raw).__name__}, not keys such as name, source, sample")
+    task = raw.get("task", FORCES)
+    if not isinstance(task, str) or task not in CONFIGS:
+        raise ConfigError(f"{path}: no task {task!r}.{_closest(str(task), TASKS)} Allowed: {', '.join(TASKS)}.")
+    if task == FORCES:
+        raw = {key: value for key, value in raw.items() if key != "task"}
     try:
-        config = PipelineConfig.model_validate(raw)
+        config = CONFIGS[task].model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{path}: " + "; ".join(_explain(problem) for problem in error.errors())) from error
+        raise ConfigError(
+            f"{path}: " + "; ".join(_explain(problem, CONFIGS[task]) for problem in error.errors())
+        ) from error
     folder = path.resolve().parent
-    source = config.source.model_copy(update={"path": str((folder / Path(config.source.path).expanduser()).resolve())})
+    source = config.source.model_copy(update={"path": _resolved(config.source.path, folder)})
+    config = config.model_copy(update={"source": source})
+    return config if isinstance(config, RefinementConfig) else _located(config, path)
+
+
+def _located(config: PipelineConfig, path: Path) -> PipelineConfig:
+    """Return a configuration with the paths of its other sections resolved against its file's folder."""
+    folder = path.resolve().parent
     select, split = config.select, config.split
     if select.ids_file is not None:
-        select = select.model_copy(update={"ids_file": str((folder / Path(select.ids_file).expanduser()).resolve())})
+        select = select.model_copy(update={"ids_file": _resolved(select.ids_file, folder)})
     if split.cluster_file is not None and not re.match(_WEB, split.cluster_file):
-        where = str((folder / Path(split.cluster_file).expanduser()).resolve())
-        split = split.model_copy(update={"cluster_file": where})
+        split = split.model_copy(update={"cluster_file": _resolved(split.cluster_file, folder)})
     located: dict[str, Any] = {"sample": config.sample, "label": config.label}
     for name, key in (("label", "force_field"), ("label", "mm_force_field"), ("sample", "force_field")):
         files = getattr(located[name], key)
@@ -428,10 +414,14 @@ def load_config(path: str | Path) -> PipelineConfig:
         except ConfigError as error:
             raise ConfigError(f"{path}: {name}.{key}: {error}") from None
         located[name] = located[name].model_copy(update={key: found})
-    return config.model_copy(update={"source": source, "select": select, "split": split, **located})
+    return config.model_copy(update={"select": select, "split": split, **located})
 
 
-def dump_config(config: PipelineConfig) -> str:
+def _resolved(given: str, folder: Path) -> str:
+    return str((folder / Path(given).expanduser()).resolve())
+
+
+def dump_config(config: Execution) -> str:
     """Return the resolved configuration as YAML that `load_config` reads."""
     return yaml.safe_dump(config.values(), sort_keys=False, allow_unicode=True)
 
@@ -447,14 +437,14 @@ def entry_seed(seed: int, entry: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {entry}".encode()).digest()[:4], "big") >> 1
 
 
-def _explain(problem: Any) -> str:
+def _explain(problem: Any, config: Any) -> str:
     location = [str(part) for part in problem["loc"]]
     where = ".".join(location) or "the file"
     if problem["type"] != "extra_forbidden":
         value = f", got {problem['input']!r}" if not isinstance(problem["input"], dict) else ""
         allowed = re.findall(r"'([^']*)'", problem["msg"]) if problem["type"] == "literal_error" else []
         return f"{where}: {problem['msg']}{value}{_closest(str(problem['input']), allowed)}"
-    section: Any = PipelineConfig
+    section = config
     for part in location[:-1]:
         annotation = section.model_fields[part].annotation
         section = next(one for one in (annotation, *get_args(annotation)) if hasattr(one, "model_fields"))

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import time
-from collections import Counter
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-
-from data_pipeline.config import PipelineConfig, dump_config, entry_seed, stage_key
-from data_pipeline.dataset.datasheet import write_datasheet
-from data_pipeline.dataset.pack import PackedEntry, pack
-from data_pipeline.engine import Engine, Task, open_engine
+from data_pipeline.config import PipelineConfig, dump_config, entry_seed
+from data_pipeline.engine import Engine, open_engine
 from data_pipeline.entries.selection import Selection, best_of_clusters, select
 from data_pipeline.errors import ConfigError, EntryError, PipelineError
 from data_pipeline.files import remove_temporaries, write_json, write_text
 from data_pipeline.labels.potential import check_potential
-from data_pipeline.ledger import FAILED, OK, REJECTED, Ledger, Record, sha256
-from data_pipeline.schema import ENTRY_ATTRIBUTES, ENTRY_FIELDS
+from data_pipeline.ledger import Ledger, Record
+from data_pipeline.refinement.config import RefinementConfig
+from data_pipeline.refinement.run import RefinementRun
+from data_pipeline.runner import DATASET, Progress, Runner, Silent, log
 from data_pipeline.sequences.cluster import Clusters, cluster, cluster_by_file
 from data_pipeline.sequences.similarity import can_compare
 from data_pipeline.sequences.split import Plan, check_leakage
@@ -34,44 +29,14 @@ from data_pipeline.sources.http import Client
 from data_pipeline.stages import label_entry, prepare_entry, relax_entry, sample_entry
 from data_pipeline.systems.build import force_field, require_point_charges, single_thread_platform
 from data_pipeline.tasks import Tasks
-from data_pipeline.versions import versions
-
-log = logging.getLogger("data_pipeline")
-
-DATASET = "dataset.h5"
-
-
-class Progress(Protocol):
-    """Who is told how far a run is."""
-
-    def begin(self, stage: str, total: int, reused: int) -> None:
-        """Tell that a stage begins: entries to do and entries already done."""
-        ...
-
-    def advance(self, record: Record) -> None:
-        """Tell what became of one entry."""
-        ...
-
-    def end(self) -> None:
-        """Tell that the stage is over."""
-        ...
-
-
-class Silent:
-    """Tells nobody."""
-
-    def begin(self, stage: str, total: int, reused: int) -> None:
-        """Ignore."""
-
-    def advance(self, record: Record) -> None:
-        """Ignore."""
-
-    def end(self) -> None:
-        """Ignore."""
 
 
 def run(
-    config: PipelineConfig, folder: str | Path, *, progress: Progress | None = None, retry_failed: bool = False
+    config: PipelineConfig | RefinementConfig,
+    folder: str | Path,
+    *,
+    progress: Progress | None = None,
+    retry_failed: bool = False,
 ) -> dict[str, Any]:
     """Run every stage that is not done yet.
 
@@ -108,9 +73,13 @@ def run(
         try:
             remove_temporaries(folder)
             write_text(folder / "config.yaml", dump_config(config))
-            _check_machine(config)
+            if isinstance(config, PipelineConfig):
+                _check_machine(config)
             with _open_engine(config, folder) as engine:
-                summary = _Run(config, folder, ledger, engine, progress or Silent(), retry_failed).all_stages()
+                work = (folder, ledger, engine, progress or Silent(), retry_failed)
+                summary = (
+                    RefinementRun(config, *work) if isinstance(config, RefinementConfig) else _ForcesRun(config, *work)
+                ).all_stages()
             remove_temporaries(folder)
             return summary
         except BaseException as error:
@@ -122,27 +91,17 @@ def run(
             handler.close()
 
 
-class _Run:
-    def __init__(
-        self,
-        config: PipelineConfig,
-        folder: Path,
-        ledger: Ledger,
-        engine: Engine,
-        progress: Progress,
-        retry_failed: bool,
-    ) -> None:
-        self.config, self.folder, self.ledger, self.engine = config, folder, ledger, engine
-        self.progress, self.retry_failed = progress, retry_failed
-        self.versions = versions()
+class _ForcesRun(Runner):
+    """Entries of a source -> reference forces."""
+
+    def __init__(self, config: PipelineConfig, *others: Any) -> None:
+        super().__init__(config, *others)
+        self.config = config
         if config.label.potential is not None:
             self.versions["openmmml"] = version("openmmml")
-        self.seconds: dict[str, float] = {}
-        self.records: list[Record] = []
-        self.source = ""
 
     def all_stages(self) -> dict[str, Any]:
-        log.info("run of %s begins: %s", self.config.name, json.dumps(self.versions))
+        self._begin()
         started = time.monotonic()
         criteria = self.config.select.criteria()
         source = open_source(self.config.source.kind, self.config.source.path, **self.config.source.options(criteria))
@@ -164,11 +123,15 @@ class _Run:
 
         tasks = Tasks(self.config, self.folder, self.versions)
         lost: set[str] = set()
+
+        def size(entry: str) -> float:
+            return selection.kept[entry].n_residues
+
         while True:  # whoever cannot be prepared is replaced, as long as the split's clusters have others
             splits = self._split(plan, selection, lost)
             chosen = selection.keep(set(splits))
-            prepared = self._stage("prepare", prepare_entry, tasks.prepare(chosen), chosen)
-            relaxed = self._stage("relax", relax_entry, tasks.relax(prepared), chosen)
+            prepared = self._stage("prepare", prepare_entry, tasks.prepare(chosen), size)
+            relaxed = self._stage("relax", relax_entry, tasks.relax(prepared), size)
             missing = set(splits) - set(relaxed)
             if not missing:
                 break
@@ -182,14 +145,16 @@ class _Run:
         datasets: dict[str, Any] = {}
         for protocol in self.config.sample.protocols:
             to_sample = tasks.sample(protocol, prepared, relaxed)
-            frames = self._stage(f"sample {protocol}", sample_entry, to_sample, selection)
+            frames = self._stage(f"sample {protocol}", sample_entry, to_sample, size)
             to_label = tasks.label(protocol, prepared, frames)
-            labelled = self._stage(f"label {protocol}", label_entry, to_label, selection)
+            labelled = self._stage(f"label {protocol}", label_entry, to_label, size)
             self._need(labelled, "labelled")
-            started = time.monotonic()
-            path = self._pack(protocol, labelled, selection, clusters, splits)
+            output = DATASET if len(self.config.sample.protocols) == 1 else f"{protocol}/{DATASET}"
+            own = self._attributes(labelled, selection, clusters, splits)
+            assignment = {entry: [values["split"], values["cluster"]] for entry, values in own.items()}
+            file = {"force_field": self.config.label.reference.name}
+            path = self._pack(protocol, labelled, file, own, assignment, output)
             datasets[protocol] = {"dataset": str(path.resolve())}
-            self._took(f"pack {protocol}", started)
         return self._summary(selection, clusters, datasets)
 
     def _cluster(self, selection: Selection) -> Clusters:
@@ -250,81 +215,24 @@ class _Run:
         write_json(self.folder / "split.json", splits)
         return splits
 
-    def _stage(self, name: str, function: Any, tasks: list[Task], selection: Selection) -> dict[str, Record]:
-        started = time.monotonic()
-        finished = {
-            task.entry: record
-            for task in tasks
-            if (record := self.ledger.finished(task.entry, name, task.key, retry_failed=self.retry_failed))
-        }
-        todo = [task for task in tasks if task.entry not in finished]
-        # The largest first: at the end no worker waits long for the others.
-        todo.sort(key=lambda task: -selection.kept[task.entry].n_residues)
-        self.progress.begin(name, len(tasks), len(finished))
-        results = dict(finished)
-        self.records += finished.values()
-        for record in self.engine.map(function, todo):
-            self._record(record)
-            results[record.entry] = record
-        self.progress.end()
-        self._took(name, started)
-        return {entry: record for entry, record in sorted(results.items()) if record.status == OK}
-
-    def _pack(
-        self,
-        protocol: str,
-        labelled: dict[str, Record],
-        selection: Selection,
-        clusters: Clusters,
-        splits: dict[str, str],
-    ) -> Path:
+    def _attributes(
+        self, labelled: dict[str, Record], selection: Selection, clusters: Clusters, splits: dict[str, str]
+    ) -> dict[str, dict[str, Any]]:
+        """Return the attributes of each entry that are known before it is prepared."""
         cluster_of = {entry: name for name, entries in clusters.clusters.items() for entry in entries}
-        attributes = {
-            "protocol": protocol,
-            "force_field": self.config.label.reference.name,
-            "config": json.dumps(self.config.recipe(), sort_keys=True),
-            "versions": json.dumps(self.versions, sort_keys=True),
+        return {
+            entry: {
+                "split": splits[entry],
+                "cluster": cluster_of[entry],
+                "sequence": selection.kept[entry].sequence,
+                "source_file": selection.paths[entry].name,
+                "source_sha256": selection.sha256[entry],
+                "seed": entry_seed(self.config.seed, entry),
+            }
+            for entry in labelled
         }
-        assignment = {entry: [splits[entry], cluster_of[entry]] for entry in labelled}
-        inputs = [record.output_sha256 for record in labelled.values()]
-        key = stage_key("pack", {**attributes, "assignment": assignment}, *inputs)
-        output = DATASET if len(self.config.sample.protocols) == 1 else f"{protocol}/{DATASET}"
-        stage = f"pack {protocol}"
-        self.progress.begin(stage, len(labelled), 0)
-        if self.ledger.finished("dataset", stage, key) is None:
-            started = time.monotonic()
-            packed = self._packed(labelled, selection, cluster_of, splits)
-            pack(packed, self.folder / output, attributes, compression=self.config.pack.compression)
-            seconds = round(time.monotonic() - started, 2)
-            digest = sha256(self.folder / output)
-            self.ledger.add(Record("dataset", stage, OK, key=key, output=output, output_sha256=digest, seconds=seconds))
-        self.progress.end()
-        return self.folder / output
-
-    def _packed(
-        self, labelled: dict[str, Record], selection: Selection, cluster_of: dict[str, str], splits: dict[str, str]
-    ) -> Iterator[PackedEntry]:
-        for entry, record in labelled.items():
-            with np.load(self.folder / record.output, allow_pickle=False) as arrays:
-                fields = {field.name: arrays[field.name] for field in ENTRY_FIELDS if field.name in arrays}
-                attributes = {one.name: arrays[one.name] for one in ENTRY_ATTRIBUTES if one.name in arrays}
-            yield PackedEntry(
-                entry,
-                fields,
-                {
-                    "split": splits[entry],
-                    "cluster": cluster_of[entry],
-                    "sequence": selection.kept[entry].sequence,
-                    "source_file": selection.paths[entry].name,
-                    "source_sha256": selection.sha256[entry],
-                    "seed": entry_seed(self.config.seed, entry),
-                    **attributes,
-                },
-            )
-            self.progress.advance(Record(entry, "pack", OK))
 
     def _summary(self, selection: Selection, clusters: Clusters, datasets: dict[str, Any]) -> dict[str, Any]:
-        lost = [record for record in self.records if record.status != OK]
         summary = {
             "name": self.config.name,
             "datasets": datasets,
@@ -332,47 +240,13 @@ class _Run:
             "seen": selection.n_seen,
             "kept": len(selection.kept),
             "left_out": selection.n_left_out,
-            "rejected": dict(
-                Counter(f"{r.stage}: {r.error_class}" for r in lost if r.status == REJECTED).most_common()
-            ),
-            "failed": dict(Counter(f"{r.stage}: {r.error_class}" for r in lost if r.status == FAILED).most_common()),
-            "rejections": [
-                {"entry": r.entry, "stage": r.stage, "status": r.status, "class": r.error_class, "reason": r.reason}
-                for r in sorted(lost, key=lambda r: (r.stage, r.entry))
-            ],
+            **self._lost(),
             "clusters": len(clusters.clusters),
             "cluster_method": f"{clusters.method} {clusters.version}",
             "seconds": self.seconds,
             "versions": self.versions,
         }
-        started = time.monotonic()
-        sheets = {name: write_datasheet(made["dataset"], None, summary) for name, made in datasets.items()}
-        for name, sheet in sheets.items():
-            datasets[name]["datasheet"] = sheet
-        self._took("datasheet", started)
-        write_json(self.folder / "summary.json", summary)
-        for made in datasets.values():
-            log.info("done: %d entries in %s", made["datasheet"]["splits"]["all"]["entries"], made["dataset"])
-        return summary
-
-    def _record(self, record: Record) -> None:
-        if record.stage != "select" or self.ledger.last(record.entry, record.stage) != record:
-            self.ledger.add(record)
-        self.records.append(record)
-        self.progress.advance(record)
-        level = logging.INFO if record.status == OK else logging.WARNING
-        log.log(level, "%s %s %s %s %s", record.stage, record.entry, record.status, record.error_class, record.reason)
-
-    def _took(self, stage: str, started: float) -> None:
-        # preparation goes on with others where some were lost
-        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.monotonic() - started, 2)
-
-    def _need(self, entries: dict[str, Any], what: str) -> None:
-        if entries:
-            return
-        lost = Counter(f"{r.stage}: {r.error_class}" for r in self.records if r.status != OK)
-        reasons = "; ".join(f"{n} x {reason}" for reason, n in lost.most_common()) or "the source and ids do not meet"
-        raise PipelineError(f"no entry could be {what}: {reasons}. Details are in {self.folder / 'ledger.jsonl'}.")
+        return self._finish(summary, datasets)
 
 
 def _check_machine(config: PipelineConfig) -> None:
@@ -389,15 +263,12 @@ def _check_machine(config: PipelineConfig) -> None:
         raise ConfigError(str(error)) from None
 
 
-def _open_engine(config: PipelineConfig, folder: Path) -> Engine:
-    if config.source.kind != "mirror":  # what will be fetched must be in sight of a cluster's workers, too
-        Path(config.source.path).mkdir(parents=True, exist_ok=True)
-    named = (
-        config.source.path,
-        *config.label.force_field,
-        *config.label.mm_force_field,
-        *config.sampling_force_field,
-    )
+def _open_engine(config: PipelineConfig | RefinementConfig, folder: Path) -> Engine:
+    named = [config.source.path]
+    if isinstance(config, PipelineConfig):
+        if config.source.kind != "mirror":  # what will be fetched must be in sight of a cluster's workers, too
+            Path(config.source.path).mkdir(parents=True, exist_ok=True)
+        named += [*config.label.force_field, *config.label.mm_force_field, *config.sampling_force_field]
     reads = [Path(name) for name in named if Path(name).exists()]
     return open_engine(config.dask, config.workers, config.limits(), folder, reads)
 

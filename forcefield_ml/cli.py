@@ -258,6 +258,7 @@ def export(
     The file is TorchScript with a card inside; it is read back and compared with the eager model before it takes
     its name. In Python: forcefield_ml.load("model.pt").add_to_system(system, topology).
     """
+    from forcefield_ml.data.target import quantity_of
     from forcefield_ml.deploy.model_file import bundle
 
     written = bundle.export(checkpoint, output, head, evaluation, validation)
@@ -266,7 +267,8 @@ def export(
         typer.echo(json.dumps(card, indent=1, ensure_ascii=False))
     else:
         typer.echo(
-            f"{written}: {card['architecture']}, predicts {card['predicts']} forces of {card['target_atoms']} atoms"
+            f"{written}: {card['architecture']}, predicts "
+            f"{card['predicts']} {quantity_of(card['predicts']).name}s of {card['target_atoms']} atoms"
             + (" as the gradient of an energy" if card["energy"] else "")
         )
 

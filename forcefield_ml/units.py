@@ -1,4 +1,4 @@
-"""Units: nm, kJ/mol and ps inside, `openmm.unit.Quantity` at the door, meV/Å and degrees on paper.
+"""Units: nm, kJ/mol and ps inside, `openmm.unit.Quantity` at the door, meV/Å, Å and degrees on paper.
 
 This is the only file that converts.
 """
@@ -6,6 +6,8 @@ This is the only file that converts.
 from __future__ import annotations
 
 from typing import Any
+
+from data_pipeline.schema import FORCES, PAPER, REFINEMENT
 
 KJ_PER_MOL_IN_MEV = 10.364269656
 """1 kJ/mol in meV (CODATA 2018: 1 / (6.02214076e23 x 1.602176634e-19) x 1e6)."""
@@ -21,6 +23,10 @@ EV = 1000.0 / KJ_PER_MOL_IN_MEV
 
 BOLTZMANN = 0.00831446261815324
 """Boltzmann constant in kJ/mol/K (CODATA 2018)."""
+
+
+FORCE, DISPLACEMENT = PAPER[FORCES], PAPER[REFINEMENT]
+"""What models predict, with the units on paper."""
 
 
 def strip(value: Any, unit_name: str) -> Any:

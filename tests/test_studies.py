@@ -88,6 +88,29 @@ def test_paper_table(modules: dict[str, Any], dataset_path: Path, tmp_path: Path
     assert len(pictures) == 3 and all((tmp_path / name).read_text().startswith("<svg") for name in pictures)
 
 
+def test_refinement_table(modules: dict[str, Any], tmp_path: Path) -> None:
+    """By the dataset's task: the paper's table 2 with its standard errors, in Å, and figure 5."""
+    splits = {"a": "train", "b": "validation", "c": "test"}
+    path = modules["dataset_files"].write_refinement_dataset(tmp_path / "dataset.h5", splits)
+    paper, study = modules["paper_table"], modules["study"]
+    full = study.read(Path(paper.__file__).with_name(paper.TABLES["refinement"].study))
+    assert list(full.rows) == ["order 0", "order 1", "order 2"] and full.replicates == 3 and full.split == "test"
+    read = study.settings(full, "order 2", 0, {"dataset": path}, tmp_path)
+    assert (read.delta, read.target, read.preset) == (1.0, "refinement", "refinement")
+    tiny = {**full.base["model"], "channels": [3, 2, 1], "n_neighbours": 6, "n_basis": 6, "n_units": 3}
+    base = {**full.base, "model": tiny, "max_batches": 2, "validate_every": 1, "targets_per_batch": 20}
+    plan = write(tmp_path / "plan.yaml", title="T", base=base, rows={"order 1": {"model": {"order": 1}}}, split="test")
+    page = tmp_path / "page.md"
+    assert paper.main([str(path), "-o", str(tmp_path / "runs"), "--study", str(plan), "--page", str(page)]) == 0
+    text = page.read_text()
+    (found,) = study.runs(study.read(plan), {"dataset": path}, tmp_path / "runs")
+    assert f"| {found.evaluation['tensor']:.2f} | {found.evaluation['relative']:.3f} |" in text
+    assert "magnitude (Å)" in text and "meV" not in text and "Figure 5, the best order 1" in text
+    assert "| order 2 | | 0.95 (0.99 ± 0.02) | 68.8 (69.8 ± 0.5) | 1.45 (1.48 ± 0.02) | 0.906 | 0.66 |" in text
+    assert "1 candidates to train on, 1 to choose by, 1 to test, of 1, 1 and 1 molecules" in text
+    assert "(Å)" in (tmp_path / "page-magnitudes.svg").read_text() or (tmp_path / "page-angles.svg").is_file()
+
+
 def test_a_dataset_that_nobody_named(modules: dict[str, Any], dataset_path: Path, tmp_path: Path) -> None:
     """Told by name, with what was given and what to add."""
     study = modules["study"]

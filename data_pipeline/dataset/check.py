@@ -13,24 +13,33 @@ import h5py
 import numpy as np
 from pydantic import ValidationError
 
-from data_pipeline.config import PipelineConfig, SplitConfig
+from data_pipeline.config import CONFIGS, PipelineConfig, SplitConfig
 from data_pipeline.dataset.check_entry import entry_findings
 from data_pipeline.dataset.pack import PackedEntry, digest_entry, digest_header, entry_problems
 from data_pipeline.dataset.recompute import TOLERANCE, Recomputed, choose
 from data_pipeline.dataset.recompute import recompute as recompute_labels
 from data_pipeline.errors import ConfigError, PipelineError
+from data_pipeline.refinement.check import pair_findings, recompute_vectors
+from data_pipeline.refinement.config import RefinementConfig
+from data_pipeline.refinement.pairs import shared_chains
 from data_pipeline.schema import (
     ENTRIES_GROUP,
     ENTRY_ATTRIBUTES,
     ENTRY_FIELDS,
     FILE_ATTRIBUTES,
+    FORCES,
+    REFINEMENT,
     SPLITS,
     SchemaError,
+    declared,
     open_dataset,
+    task_of,
 )
 from data_pipeline.sequences.similarity import choose_method
 from data_pipeline.sequences.split import check_leakage
 from data_pipeline.versions import versions
+
+AnyConfig = PipelineConfig | RefinementConfig
 
 
 @dataclass
@@ -41,6 +50,8 @@ class CheckReport:
     ----------
     path
         The file.
+    task
+        Of the file.
     problems
         One sentence each; empty for a good file.
     entries
@@ -58,6 +69,7 @@ class CheckReport:
     """
 
     path: str
+    task: str = FORCES
     problems: list[str] = field(default_factory=list)
     entries: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     frames: int = 0
@@ -136,16 +148,17 @@ def check(path: str | Path, *, leakage: bool = True, recompute: int = 0) -> Chec
     clusters: dict[str, set[str]] = {}
     with open_dataset(path) as file:
         header = {key: _plain(value) for key, value in file.attrs.items()}
+        report.task = task_of(file)
         config = _header(report, header)
         for entry in read_entries(file):
-            problems = entry_problems(entry.name, entry.fields)
-            problems += _missing_attributes(entry.name, entry.attributes, ENTRY_ATTRIBUTES)
+            problems = entry_problems(entry.name, entry.fields, report.task)
+            problems += _missing_attributes(entry.name, entry.attributes, declared(ENTRY_ATTRIBUTES, report.task))
             problems += _wrong_units(entry.name, file[ENTRIES_GROUP][entry.name])
             report.problems += problems
             digest_entry(digest, entry)
             if problems:
                 continue
-            report.problems += entry_findings(entry, config)
+            report.problems += _findings(entry, config, report.task)
             split = str(entry.attributes["split"])
             if split not in SPLITS:
                 report.problems.append(f"{entry.name}: split is {split!r}. Allowed: {', '.join(SPLITS)}.")
@@ -176,9 +189,15 @@ def check(path: str | Path, *, leakage: bool = True, recompute: int = 0) -> Chec
     return report
 
 
-def _header(report: CheckReport, header: dict[str, Any]) -> PipelineConfig | None:
+def _findings(entry: PackedEntry, config: AnyConfig | None, task: str) -> list[str]:
+    if task == REFINEMENT:
+        return pair_findings(entry, config if isinstance(config, RefinementConfig) else None)
+    return entry_findings(entry, config if isinstance(config, PipelineConfig) else None)
+
+
+def _header(report: CheckReport, header: dict[str, Any]) -> AnyConfig | None:
     """Check the attributes of the file and return its configuration, if it has one."""
-    missing = _missing_attributes("the file", header, FILE_ATTRIBUTES)
+    missing = _missing_attributes("the file", header, declared(FILE_ATTRIBUTES, report.task))
     report.problems += missing
     if missing:
         return None
@@ -192,12 +211,14 @@ def _header(report: CheckReport, header: dict[str, Any]) -> PipelineConfig | Non
     else:
         report.problems += [f"the file's versions lack {', '.join(absent)}"] if absent else []
     try:
-        config = PipelineConfig.model_validate_json(header["config"])
+        config = CONFIGS[report.task].model_validate_json(header["config"])
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "all of it"
         report.problems.append(f"the file's config is not valid: {where}: {first['msg']}")
         return None
+    if isinstance(config, RefinementConfig):
+        return config
     if header["protocol"] not in config.sample.protocols and "origin" not in header:
         report.problems.append(
             f"protocol is {header['protocol']!r}, the config has {', '.join(config.sample.protocols)}"
@@ -211,13 +232,17 @@ def _leakage(
     report: CheckReport,
     sequences: dict[str, str],
     splits: dict[str, str],
-    config: PipelineConfig | None,
+    config: AnyConfig | None,
     wanted: bool,
 ) -> None:
     if not wanted:
         report.leakage = "not looked for, as asked"
         return
-    settings = SplitConfig() if config is None else config.split
+    if report.task == REFINEMENT:
+        report.leakage = "chains of different splits compared as they are"
+        report.problems += shared_chains(sequences, splits)
+        return
+    settings = config.split if isinstance(config, PipelineConfig) else SplitConfig()
     try:
         method = choose_method(settings.method)
     except ConfigError:
@@ -234,7 +259,7 @@ def _leakage(
     ]
 
 
-def _recompute(report: CheckReport, names: list[str], config: PipelineConfig | None, count: int) -> None:
+def _recompute(report: CheckReport, names: list[str], config: AnyConfig | None, count: int) -> None:
     if config is None:
         report.problems.append("labels could not be computed again without a valid config")
         return
@@ -242,7 +267,12 @@ def _recompute(report: CheckReport, names: list[str], config: PipelineConfig | N
     with open_dataset(report.path) as file:
         for entry in read_entries(file, only=chosen):
             try:
-                report.recomputed.append(recompute_labels(entry, config.label, report.content_sha256))
+                again = (
+                    recompute_vectors(entry, config)
+                    if isinstance(config, RefinementConfig)
+                    else recompute_labels(entry, config.label, report.content_sha256)
+                )
+                report.recomputed.append(again)
             except PipelineError as error:
                 report.problems.append(f"{entry.name}: labels could not be computed again: {error}")
     report.problems += [
@@ -256,16 +286,16 @@ def _recompute(report: CheckReport, names: list[str], config: PipelineConfig | N
 
 def _wrong_units(owner: str, group: h5py.Group) -> list[str]:
     problems = []
-    for declared in ENTRY_FIELDS:
-        found = group[declared.name].attrs.get("unit", "") if declared.name in group else declared.unit
-        if found != declared.unit:
-            problems.append(f"{owner}: {declared.name} is in {found or 'no unit'}, not {declared.unit or 'no unit'}")
+    for one in ENTRY_FIELDS:
+        found = group[one.name].attrs.get("unit", "") if one.name in group else one.unit
+        if found != one.unit:
+            problems.append(f"{owner}: {one.name} is in {found or 'no unit'}, not {one.unit or 'no unit'}")
     return problems
 
 
-def _missing_attributes(owner: str, attributes: Any, declared: tuple[Any, ...]) -> list[str]:
+def _missing_attributes(owner: str, attributes: Any, table: tuple[Any, ...]) -> list[str]:
     problems = []
-    for one in declared:
+    for one in table:
         if one.name not in attributes:
             if one.required:
                 problems.append(f"{owner}: attribute {one.name} is missing")

@@ -56,13 +56,17 @@ def entry_findings(entry: PackedEntry, config: PipelineConfig | None) -> list[st
     return [f"{entry.name}: {problem}" for problem in found]
 
 
-def _topology(entry: PackedEntry) -> list[str]:
-    problems = []
+def _targets(entry: PackedEntry) -> list[str]:
     fields = entry.fields
     protein = np.array([is_protein(residue.decode()) for residue in fields["residue_names"]])
     wrong = int((protein != fields["target_mask"]).sum())
-    if wrong:
-        problems.append(f"target_mask differs from the protein's atoms at {wrong} atoms")
+    return [f"target_mask differs from the protein's atoms at {wrong} atoms"] if wrong else []
+
+
+def atom_findings(entry: PackedEntry) -> list[str]:
+    """Return what is wrong with how the atoms of an entry of any task are named and counted."""
+    problems = []
+    fields = entry.fields
     residues = fields["residue_index"]
     if residues[0] != 0 or not np.isin(np.diff(residues), (0, 1)).all():
         problems.append("residue_index does not count up from 0")
@@ -224,5 +228,5 @@ def _replaced() -> frozenset[tuple[str, str]]:
     return frozenset((_letter(name), _letter(parent)) for name, parent in substitutions.items())
 
 
-_ALONE: tuple[Callable[[PackedEntry], list[str]], ...] = (_topology, _sequence, _geometry, _sums)
+_ALONE: tuple[Callable[[PackedEntry], list[str]], ...] = (*(_targets, atom_findings, _sequence, _geometry, _sums),)
 _WITH_CONFIG: tuple[Callable[[PackedEntry, PipelineConfig], list[str]], ...] = (_momentum, _settings, _pme)

@@ -14,23 +14,30 @@ from typing import Any
 
 import yaml
 
-from data_pipeline.config import PipelineConfig
+from data_pipeline.config import CONFIGS
 from data_pipeline.dataset.check import read_entries
 from data_pipeline.dataset.tally import Tally
 from data_pipeline.errors import ConfigError
 from data_pipeline.files import write_text
-from data_pipeline.schema import ENTRY_FIELDS, SCHEMA_VERSION, SPLITS, SchemaError, open_dataset
+from data_pipeline.schema import (
+    ENTRY_FIELDS,
+    FORCES,
+    PAPER,
+    REFINEMENT,
+    SCHEMA_VERSION,
+    SPLITS,
+    SchemaError,
+    open_dataset,
+    task_of,
+)
 
 FORMAT = "forcefield-ml-datasheet"
 
 SUMMARY = "summary.json"
 """What a run leaves of its numbers."""
 
-NUMBERS = ("protocol", "force_field", "content_sha256", "splits")
-"""The part of the description that `datasheet` returns."""
-
-FORCE_FIELDS = ("forces", "target_mask", "displacement")
-"""What `tally.target_magnitudes` reads."""
+NUMBERS = ("task", "protocol", "force_field", "content_sha256", "splits")
+"""The part of the description that `datasheet` returns, as far as a task has it."""
 
 PDB_ID = re.compile(r"([0-9][a-z0-9]{3}|pdb_[a-z0-9]{8})", re.IGNORECASE)
 
@@ -39,6 +46,43 @@ LICENCE = {
     "url": "https://creativecommons.org/publicdomain/zero/1.0/",
     "of": "Entries of the Protein Data Bank are in the public domain; the wwPDB asks to cite those who deposited them.",
 }
+"""Of the structures that forces are made from; those of refinement are of whoever predicted them."""
+
+DISPLACED = ("displacement", "target_mask")
+"""What `tally.target_magnitudes` reads besides the vectors."""
+
+
+WORDS: dict[str, dict[str, Any]] = {
+    FORCES: {
+        "entries": "proteins",
+        "entry": "protein",
+        "clusters": "sequence clusters",
+        "marked": "on protein atoms",
+        "targets": "the protein's",
+        "frame": "Positions and box, and the force on every atom, of one protein with water and ions. The positions "
+        "are rounded to float32 first and labelled then, with every bond flexible.",
+        "zero": "zero force, |F<sub>p</sub> − F|",
+        "mean": "mean magnitude, ||F<sub>p</sub>| − |F||",
+        "nothing": "no force",
+        "besides": "Besides the proteins",
+        "sections": ("source", "select", "split", "prepare", "sample", "label", "pack"),
+    },
+    REFINEMENT: {
+        "entries": "candidates",
+        "entry": "candidate",
+        "clusters": "natives",
+        "marked": "on atoms with a partner",
+        "targets": "those with a partner in the native",
+        "frame": "Positions of one candidate structure and of its native, and the vector of every atom that both have. "
+        "The positions are rounded to float32 first and the vectors computed then.",
+        "zero": "zero, |v<sub>p</sub> − v|",
+        "mean": "mean magnitude, ||v<sub>p</sub>| − |v||",
+        "nothing": "no move",
+        "besides": "Residues without a vector on their first atom",
+        "sections": ("source", "match", "vectors", "pack"),
+    },
+}
+"""Task -> what the page calls things."""
 
 
 def datasheet(path: str | Path) -> dict[str, Any]:
@@ -51,11 +95,12 @@ def datasheet(path: str | Path) -> dict[str, Any]:
 
     Returns
     -------
-    ``protocol``, ``force_field``, ``content_sha256`` and, under ``splits`` by split and ``all``: ``entries``,
-    ``clusters``, ``residues``, ``frames`` (as sampled), ``displaced`` (frames with displaced atoms, which no number
-    below counts), ``atoms``, ``targets`` (per frame, summed over entries), ``mean_force``,
-    ``rms_force`` and ``max_force`` over target atoms, and the naive errors ``zero_predictor`` (tensor) and
-    ``mean_magnitude_predictor`` (magnitude), all in meV/Å, null for an empty split.
+    ``task``, ``protocol``, ``force_field`` (of forces), ``content_sha256`` and, under ``splits`` by split and ``all``:
+    ``entries``, ``clusters``, ``residues``, ``frames`` (as sampled), ``displaced`` (frames with displaced
+    atoms, which no number below counts), ``atoms``, ``targets`` (per frame, summed over entries), ``mean_force``,
+    ``rms_force`` and ``max_force`` over target atoms (of refinement ``mean_displacement`` and so on), and the naive
+    errors ``zero_predictor`` (tensor) and ``mean_magnitude_predictor`` (magnitude), all in the unit of `schema.PAPER`,
+    null for an empty split.
 
     Raises
     ------
@@ -162,15 +207,17 @@ def describe(path: str | Path, summary: Mapping[str, Any] | None = None) -> dict
     SchemaError, ConfigError
         As `write_datasheet`.
     """
-    tally = Tally()
     with open_dataset(path) as file:
-        attributes = {name: str(file.attrs[name]) for name in NUMBERS[:3] if name in file.attrs}
-        if len(attributes) < 3:
+        task = task_of(file)
+        tally = Tally(task)
+        told = ("protocol", "force_field", "content_sha256") if task == FORCES else ("protocol", "content_sha256")
+        attributes = {name: str(file.attrs[name]) for name in told if name in file.attrs}
+        if len(attributes) < len(told):
             raise SchemaError(f"{path} lacks attributes; run `data-pipeline check` on it to see what is wrong")
         config, versions = (_json_object(file.attrs.get(name, "{}")) for name in ("config", "versions"))
         try:
             tally.add(read_entries(file))
-            tally.deviations(read_entries(file, FORCE_FIELDS))
+            tally.deviations(read_entries(file, (PAPER[task].field, *DISPLACED)))
         except (KeyError, IndexError, ValueError) as error:
             if isinstance(error, SchemaError):
                 raise
@@ -178,12 +225,13 @@ def describe(path: str | Path, summary: Mapping[str, Any] | None = None) -> dict
     present = [field for field in ENTRY_FIELDS if field.name in tally.fields]
     return {
         "format": FORMAT,
+        "task": task,
         **attributes,
         "splits": tally.splits(),
         "name": str(config.get("name") or Path(path).stem),
         "dataset": Path(path).name,
         "schema_version": SCHEMA_VERSION,
-        "licence": LICENCE,
+        "licence": LICENCE if task == FORCES else None,
         "settings": {name: values for name, values in config.items() if isinstance(values, dict)},
         "config": config,
         "versions": versions,
@@ -192,9 +240,26 @@ def describe(path: str | Path, summary: Mapping[str, Any] | None = None) -> dict
         "distributions": tally.distributions(),
         "composition": tally.composition(),
         "losses": None if summary is None else _losses(summary, attributes["content_sha256"]),
-        "limits": limits(config, attributes["protocol"], attributes["force_field"]),
+        "limits": (
+            limits(config, attributes["protocol"], attributes["force_field"])
+            if task == FORCES
+            else [*REFINEMENT_LIMITS]
+        ),
         "entries": tally.entries,
     }
+
+
+REFINEMENT_LIMITS = (
+    "A vector tells where an atom lies once the native's surroundings are superposed on its own: errors that a larger "
+    "part of the molecule shares, such as a domain turned as a whole, are not in it.",
+    "The native is one experimental structure; what moves in solution, or was held by the crystal, counts as true.",
+    "Atoms without a partner in the native (unresolved residues, residues changed to crystallise) are seen and have no "
+    "vector. Hydrogens, water, ions and ligands are left out.",
+    "Of strands that are alike those are paired that come in the same place in both files; no exchange was tried.",
+    "A molecule that is in one split is in no other; molecules that are merely alike are the table's affair.",
+    "How good candidates are depends on who made them; a model learns the errors of these programs.",
+)
+"""What data of refinement do not hold."""
 
 
 def limits(config: Mapping[str, Any], protocol: str, force_field: str) -> list[str]:
@@ -239,7 +304,7 @@ def limits(config: Mapping[str, Any], protocol: str, force_field: str) -> list[s
 
 
 def _numbers(content: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: content[key] for key in NUMBERS}
+    return {key: content[key] for key in NUMBERS if key in content}
 
 
 def _section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -268,6 +333,7 @@ def _losses(summary: Mapping[str, Any], content_sha256: str) -> dict[str, Any]:
                 "summary.json of the run that made it"
             )
         counts = {key: int(summary[key]) for key in ("seen", "kept", "left_out")}
+        counted = {str(k): int(n) for k, n in summary.get("counts", {}).items()}
         lost = {key: {str(k): int(n) for k, n in summary[key].items()} for key in ("rejected", "failed")}
         reasons = Counter((str(r["stage"]), str(r["class"]), str(r["status"])) for r in summary["rejections"])
         examples: dict[tuple[str, ...], str] = {}
@@ -280,7 +346,7 @@ def _losses(summary: Mapping[str, Any], content_sha256: str) -> dict[str, Any]:
         {"stage": stage, "class": name, "status": status, "entries": n, "example": examples[stage, name, status]}
         for (stage, name, status), n in reasons.most_common()
     ]
-    return {**counts, **lost, "classes": classes}
+    return {**counts, **lost, "counts": counted, "classes": classes}
 
 
 def _page(content: Mapping[str, Any]) -> str:
@@ -300,7 +366,15 @@ def _page(content: Mapping[str, Any]) -> str:
     environment.filters["link"] = entry_link
     template = environment.get_template("datasheet.html")
     config = yaml.safe_dump(content["config"], sort_keys=False, allow_unicode=True, default_flow_style=None)
-    return template.render(**content, splits_shown=(*SPLITS, "all"), yaml=config, explain=_meaning, plots=draw(content))
+    return template.render(
+        **content,
+        words=WORDS[content["task"]],
+        paper=PAPER[content["task"]],
+        splits_shown=(*SPLITS, "all"),
+        yaml=config,
+        explain=lambda section, key: _meaning(content["task"], section, key),
+        plots=draw(content),
+    )
 
 
 def number(value: float | None, digits: int = 0) -> str:
@@ -321,9 +395,9 @@ def entry_link(name: str) -> str:
     return f"https://www.rcsb.org/structure/{name.upper()}" if PDB_ID.fullmatch(name) else ""
 
 
-def _meaning(section: str, key: str) -> str:
+def _meaning(task: str, section: str, key: str) -> str:
     """Return what a setting means, as the configuration's declaration says."""
-    declared = PipelineConfig.model_fields.get(section)
+    declared = CONFIGS[task].model_fields.get(section)
     model = getattr(declared, "annotation", None)
     fields = getattr(model, "model_fields", {})
     return (fields[key].description or "") if key in fields else ""

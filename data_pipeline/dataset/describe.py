@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from data_pipeline.schema import ENTRY_ATTRIBUTES, ENTRY_FIELDS, FILE_ATTRIBUTES, SCHEMA_VERSION, Field
+from data_pipeline.schema import ENTRY_ATTRIBUTES, ENTRY_FIELDS, FILE_ATTRIBUTES, SCHEMA_VERSION, TASKS, Field
 
 
 def markdown() -> str:
@@ -23,6 +23,8 @@ def _table(fields: tuple[Field, ...]) -> str:
     for one in fields:
         shape = f"({', '.join(one.shape)})" if one.shape else ""
         meaning = one.meaning if one.required else f"{one.meaning} Optional."
+        if one.tasks != TASKS:
+            meaning += f" Task {', '.join(one.tasks)} alone."
         lines.append(f"| `{one.name}` | {one.dtype} | {shape} | {one.unit} | {meaning} |")
     return "\n".join(lines) + "\n"
 

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from data_pipeline.schema import SPLITS
+from data_pipeline.schema import FORCES, PAPER, SPLITS, Paper
 
 INK, GREY = "#1d2329", "#8a9099"
 
@@ -53,18 +53,20 @@ def draw(content: Mapping[str, Any]) -> dict[str, str]:
     -------
     dict
         Name to data URI, some of: ``residues``, ``atoms``, ``force``, ``temperature``, ``rmsd``, ``clusters``,
-        ``force_by_element``, ``force_by_residue``, ``protein_residues``.
+        ``force_by_element``, ``force_by_residue`` (or what the vector is), ``protein_residues``.
     """
-    shown = content["distributions"]
+    shown, paper = content["distributions"], PAPER[content["task"]]
+    mean = f"mean {paper.symbol} ({paper.unit})"
+    proteins, systems = ("proteins", "systems") if content["task"] == FORCES else ("candidates", "candidates")
     drawn = {
-        "residues": lambda: _stacked(shown["residues"], "residues", "proteins"),
-        "atoms": lambda: _stacked(shown["atoms"], "atoms of protein, water and ions", "systems"),
-        "force": lambda: _forces(shown["force"]),
+        "residues": lambda: _stacked(shown["residues"], "residues", proteins),
+        "atoms": lambda: _stacked(shown["atoms"], "atoms", systems),
+        paper.name: lambda: _magnitudes(shown[paper.name], paper),
         "temperature": lambda: _temperatures(shown["temperature"]),
         "rmsd": lambda: _stacked(shown["rmsd"], "RMSD to the frame before (nm)", "pairs of frames"),
         "clusters": lambda: _clusters(shown["clusters"]),
-        "force_by_element": lambda: _bars(shown["force_by_element"], "mean |F| (meV/Å)"),
-        "force_by_residue": lambda: _bars(shown["force_by_residue"], "mean |F| (meV/Å)"),
+        f"{paper.name}_by_element": lambda: _bars(shown[f"{paper.name}_by_element"], mean),
+        f"{paper.name}_by_residue": lambda: _bars(shown[f"{paper.name}_by_residue"], mean),
     }
     with matplotlib.rc_context(STYLE):
         pictures = {name: _uri(make()) for name, make in drawn.items() if shown[name]}
@@ -97,14 +99,16 @@ def _stacked(histogram: Mapping[str, Any], xlabel: str, ylabel: str) -> Figure:
     return figure
 
 
-def _forces(histogram: Mapping[str, Any]) -> Figure:
+def _magnitudes(histogram: Mapping[str, Any], paper: Paper) -> Figure:
     figure, axes = _axes()
     edges = np.array(histogram["edges"])
     for split, counts in histogram["counts"].items():
         if any(counts):
             share = 100 * np.array(counts) / sum(counts)
             axes.stairs(share, edges, color=COLOURS[split], lw=1.6, label=split)
-    axes.set(xlabel="|F| (meV/Å)", ylabel="% of the target forces", xscale="log", ylim=(0, None))
+    axes.set(
+        xlabel=f"{paper.symbol} ({paper.unit})", ylabel=f"% of the target {paper.name}s", xscale="log", ylim=(0, None)
+    )
     axes.grid()
     _legend(figure)
     return figure

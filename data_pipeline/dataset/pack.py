@@ -21,10 +21,12 @@ from data_pipeline.schema import (
     ENTRY_ATTRIBUTES,
     ENTRY_FIELDS,
     FILE_ATTRIBUTES,
+    FORCES,
     FORMAT,
     SCHEMA_VERSION,
     Field,
     SchemaError,
+    declared,
 )
 
 FILTERS: dict[str, dict[str, Any]] = {
@@ -68,7 +70,8 @@ def pack(
     path
         The file to write.
     attributes
-        File attributes of `schema.FILE_ATTRIBUTES` other than format, schema_version and content_sha256.
+        File attributes of `schema.FILE_ATTRIBUTES` other than format, schema_version and content_sha256; ``task`` says
+        which fields the entries must have.
     compression
         One of `COMPRESSIONS`; arrays over frames and atoms are chunked by frame, so that one frame is read alone.
 
@@ -87,6 +90,7 @@ def pack(
         raise SchemaError(f"no compression {compression!r}. Allowed: {', '.join(COMPRESSIONS)}.")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    task = str(attributes.get("task", FORCES))
     digest = hashlib.sha256()
     previous = ""
     try:
@@ -97,7 +101,7 @@ def pack(
                     if entry.name <= previous:
                         raise SchemaError(f"entries must come in order of name; {entry.name!r} came after {previous!r}")
                     previous = entry.name
-                    _write_entry(group, entry, compression)
+                    _write_entry(group, entry, compression, task)
                     digest_entry(digest, entry)
                     disk.check()
                 if not previous:
@@ -109,16 +113,16 @@ def pack(
                     "content_sha256": digest.hexdigest(),
                 }
                 values["header_sha256"] = digest_header(values)
-                for declared in FILE_ATTRIBUTES:
-                    if declared.required or declared.name in values:
-                        file.attrs[declared.name] = _attribute(declared, values, "the file")
+                for one in declared(FILE_ATTRIBUTES, task):
+                    if one.required or one.name in values:
+                        file.attrs[one.name] = _attribute(one, values, "the file")
             disk.check()
     except OSError as error:
         raise PipelineError(_disk_message(error, path)) from error
     return digest.hexdigest()
 
 
-def entry_problems(name: str, fields: Mapping[str, np.ndarray]) -> list[str]:
+def entry_problems(name: str, fields: Mapping[str, np.ndarray], task: str = FORCES) -> list[str]:
     """Return what is wrong with an entry's arrays against `schema.ENTRY_FIELDS`; empty when all is well.
 
     Checks presence, dtype, shapes that agree with each other, finite numbers, bond indices, and a target mask that
@@ -130,25 +134,28 @@ def entry_problems(name: str, fields: Mapping[str, np.ndarray]) -> list[str]:
         For the messages.
     fields
         Arrays by name.
+    task
+        Of the file.
     """
+    known = declared(ENTRY_FIELDS, task)
     problems = []
     sizes: dict[str, int] = {}
-    for declared in ENTRY_FIELDS:
-        if declared.name not in fields:
-            if declared.required:
-                problems.append(f"{name}: field {declared.name} is missing")
+    for one in known:
+        if one.name not in fields:
+            if one.required:
+                problems.append(f"{name}: field {one.name} is missing")
             continue
-        values = np.asarray(fields[declared.name])
-        if values.dtype != np.dtype(declared.dtype):
-            problems.append(f"{name}: {declared.name} is {values.dtype}, not {np.dtype(declared.dtype)}")
+        values = np.asarray(fields[one.name])
+        if values.dtype != np.dtype(one.dtype):
+            problems.append(f"{name}: {one.name} is {values.dtype}, not {np.dtype(one.dtype)}")
             continue
-        problem = _shape_problem(declared, values.shape, sizes)
+        problem = _shape_problem(one, values.shape, sizes)
         if problem:
             problems.append(f"{name}: {problem}")
         elif values.dtype.kind == "f" and not np.isfinite(values).all():
-            problems.append(f"{name}: {declared.name} holds values that are not finite")
-    unknown = set(fields) - {declared.name for declared in ENTRY_FIELDS}
-    problems += [f"{name}: {extra} is no field of the schema" for extra in sorted(unknown)]
+            problems.append(f"{name}: {one.name} holds values that are not finite")
+    unknown = set(fields) - {one.name for one in known}
+    problems += [f"{name}: {extra} is no field of the schema for {task}" for extra in sorted(unknown)]
     if not problems:
         bonds, n_atoms = np.asarray(fields["bonds"]), sizes["N"]
         if bonds.size and (bonds.min() < 0 or bonds.max() >= n_atoms):
@@ -163,17 +170,17 @@ def entry_problems(name: str, fields: Mapping[str, np.ndarray]) -> list[str]:
 def digest_entry(digest: Any, entry: PackedEntry) -> None:
     """Feed one entry's name, fields and attributes to a hash, in the order of the schema."""
     digest.update(f"entry {entry.name}\n".encode())
-    for declared in ENTRY_FIELDS:
-        if declared.name in entry.fields:
-            values = np.ascontiguousarray(entry.fields[declared.name])
+    for one in ENTRY_FIELDS:
+        if one.name in entry.fields:
+            values = np.ascontiguousarray(entry.fields[one.name])
             # Little endian always: the digest must not depend on the machine.
             values = values.astype(values.dtype.newbyteorder("<"), copy=False)
-            digest.update(f"field {declared.name} {values.dtype.str} {values.shape}\n".encode())
+            digest.update(f"field {one.name} {values.dtype.str} {values.shape}\n".encode())
             digest.update(values.tobytes())
-    for declared in ENTRY_ATTRIBUTES:
-        if declared.name in entry.attributes:
-            plain = _plain(entry.attributes[declared.name])
-            digest.update(f"attribute {declared.name} {json.dumps(plain)}\n".encode())
+    for one in ENTRY_ATTRIBUTES:
+        if one.name in entry.attributes:
+            plain = _plain(entry.attributes[one.name])
+            digest.update(f"attribute {one.name} {json.dumps(plain)}\n".encode())
 
 
 def digest_header(attributes: Mapping[str, Any]) -> str:
@@ -187,47 +194,47 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
-def _write_entry(parent: h5py.Group, entry: PackedEntry, compression: str) -> None:
-    problems = entry_problems(entry.name, entry.fields)
+def _write_entry(parent: h5py.Group, entry: PackedEntry, compression: str, task: str) -> None:
+    problems = entry_problems(entry.name, entry.fields, task)
     if problems:
         raise SchemaError("; ".join(problems[:5]))
     group = parent.create_group(entry.name)
-    for declared in ENTRY_FIELDS:
-        if declared.name not in entry.fields:
+    for one in declared(ENTRY_FIELDS, task):
+        if one.name not in entry.fields:
             continue
-        values = np.asarray(entry.fields[declared.name])
+        values = np.asarray(entry.fields[one.name])
         options: dict[str, Any] = {}
-        if declared.shape and values.size:
-            by_frame = declared.shape[0] == "F" and "N" in declared.shape
+        if one.shape and values.size:
+            by_frame = one.shape[0] == "F" and "N" in one.shape
             options = {"chunks": (1, *values.shape[1:]) if by_frame else values.shape, "fletcher32": True}
             options |= FILTERS[compression]
-        data = group.create_dataset(declared.name, data=values, **options)
-        if declared.unit:
-            data.attrs["unit"] = declared.unit
-    for declared in ENTRY_ATTRIBUTES:
-        if declared.required or declared.name in entry.attributes:
-            group.attrs[declared.name] = _attribute(declared, entry.attributes, entry.name)
+        data = group.create_dataset(one.name, data=values, **options)
+        if one.unit:
+            data.attrs["unit"] = one.unit
+    for one in declared(ENTRY_ATTRIBUTES, task):
+        if one.required or one.name in entry.attributes:
+            group.attrs[one.name] = _attribute(one, entry.attributes, entry.name)
 
 
-def _attribute(declared: Field, values: Mapping[str, Any], owner: str) -> Any:
-    if declared.name not in values:
-        raise SchemaError(f"attribute {declared.name} of {owner} is missing: {declared.meaning}")
-    value = values[declared.name]
-    if declared.dtype == "str":
+def _attribute(one: Field, values: Mapping[str, Any], owner: str) -> Any:
+    if one.name not in values:
+        raise SchemaError(f"attribute {one.name} of {owner} is missing: {one.meaning}")
+    value = values[one.name]
+    if one.dtype == "str":
         return str(value)
-    array = np.asarray(value, dtype=declared.dtype)
-    if array.shape != tuple(int(n) for n in declared.shape):
-        raise SchemaError(f"attribute {declared.name} of {owner} has shape {array.shape}, not {declared.shape}")
-    return array if declared.shape else array[()]
+    array = np.asarray(value, dtype=one.dtype)
+    if array.shape != tuple(int(n) for n in one.shape):
+        raise SchemaError(f"attribute {one.name} of {owner} has shape {array.shape}, not {one.shape}")
+    return array if one.shape else array[()]
 
 
-def _shape_problem(declared: Field, shape: tuple[int, ...], sizes: dict[str, int]) -> str:
-    if len(shape) != len(declared.shape):
-        return f"{declared.name} has shape {shape}, not ({', '.join(declared.shape)})"
-    for dimension, length in zip(declared.shape, shape, strict=True):
+def _shape_problem(one: Field, shape: tuple[int, ...], sizes: dict[str, int]) -> str:
+    if len(shape) != len(one.shape):
+        return f"{one.name} has shape {shape}, not ({', '.join(one.shape)})"
+    for dimension, length in zip(one.shape, shape, strict=True):
         expected = int(dimension) if dimension.isdigit() else sizes.setdefault(dimension, length)
         if length != expected:
-            return f"{declared.name} has shape {shape}, where {dimension} is {expected}"
+            return f"{one.name} has shape {shape}, where {dimension} is {expected}"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""Numbers of a dataset, gathered one entry at a time: counts, forces, temperatures, how far snapshots differ.
+"""Numbers of a dataset, gathered one entry at a time: counts, magnitudes, temperatures, how far snapshots differ.
 
 Frames whose atoms were displaced at random are no samples of the protocol: they are counted, and that is all.
 """
@@ -15,13 +15,17 @@ import numpy as np
 from Bio.SVDSuperimposer import SVDSuperimposer
 
 from data_pipeline.dataset.pack import PackedEntry
-from data_pipeline.schema import SPLITS
+from data_pipeline.schema import FORCES, PAPER, SPLITS, Paper
 
-MEV_PER_ANGSTROM = 1.0364269656
-"""1 kJ/mol/nm in meV/Å; the same as in forcefield_ml.units, which must not be imported here (a test compares)."""
+EDGES = np.logspace(-3, 8, 221)
+"""Of magnitudes in their unit on paper; 20 bins in each factor of ten. What is smaller or larger falls into the first
+or last."""
 
-FORCE_EDGES = np.logspace(-3, 8, 221)
-"""meV/Å; 20 bins in each factor of ten. What is smaller or larger falls into the first or last."""
+OWN = (
+    *("pme_alpha", "pme_grid"),
+    *("native_file", "native_sha256", "native_atoms", "renamed_residues", "missing_residues", "degenerate_atoms"),
+)
+"""Attributes of an entry that are told as they are, where it has them."""
 
 N_BINS = 20
 """About so many bins in the other histograms."""
@@ -31,14 +35,20 @@ class Tally:
     """Adds up entries; memory does not grow with their atoms.
 
     The error of predicting the mean magnitude needs that mean first, so it has a pass of its own, `deviations`.
+
+    Parameters
+    ----------
+    task
+        Of the file.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, task: str = FORCES) -> None:
+        self.paper = PAPER[task]
         self.entries: list[dict[str, Any]] = []
         self.fields: set[str] = set()
-        self._force_counts = {split: np.zeros(len(FORCE_EDGES) - 1, dtype=np.int64) for split in SPLITS}
-        self._force_sums = {split: np.zeros(3) for split in SPLITS}  # number, sum, sum of squares
-        self._force_max = dict.fromkeys(SPLITS, 0.0)
+        self._counts = {split: np.zeros(len(EDGES) - 1, dtype=np.int64) for split in SPLITS}
+        self._sums = {split: np.zeros(3) for split in SPLITS}  # number, sum, sum of squares
+        self._max = dict.fromkeys(SPLITS, 0.0)
         self._deviations: dict[str, float] | None = None
         self._temperatures: dict[float, list[float]] = defaultdict(list)
         self._rmsd: dict[str, list[float]] = {split: [] for split in SPLITS}
@@ -62,12 +72,10 @@ class Tally:
         fields, split = entry.fields, str(entry.attributes["split"])
         self.fields |= set(fields)
         mask, sampled = fields["target_mask"], as_sampled(fields)
-        magnitude = target_magnitudes(fields)
-        self._force_counts[split] += np.histogram(
-            np.clip(magnitude, FORCE_EDGES[0], np.nextafter(FORCE_EDGES[-1], 0)), FORCE_EDGES
-        )[0]
-        self._force_sums[split] += (magnitude.size, magnitude.sum(), (magnitude**2).sum())
-        self._force_max[split] = max(self._force_max[split], float(magnitude.max(initial=0.0)))
+        magnitude = target_magnitudes(fields, self.paper)
+        self._counts[split] += np.histogram(np.clip(magnitude, EDGES[0], np.nextafter(EDGES[-1], 0)), EDGES)[0]
+        self._sums[split] += (magnitude.size, magnitude.sum(), (magnitude**2).sum())
+        self._max[split] = max(self._max[split], float(magnitude.max(initial=0.0)))
         self._add_groups(fields, magnitude)
         positions = fields["positions"][sampled][:, mask]
         rmsd = [superposed_rmsd(a, b) for a, b in pairwise(positions)]
@@ -87,10 +95,9 @@ class Tally:
                 "targets": int(mask.sum()),
                 "frames": int(sampled.sum()),
                 "displaced": int((~sampled).sum()),
-                "mean_force": float(magnitude.mean()) if magnitude.size else None,
+                f"mean_{self.paper.name}": float(magnitude.mean()) if magnitude.size else None,
                 "rmsd": float(np.mean(rmsd)) if rmsd else None,
-                "pme_alpha": float(entry.attributes["pme_alpha"]),
-                "pme_grid": np.asarray(entry.attributes["pme_grid"]).tolist(),
+                **{key: np.asarray(entry.attributes[key]).tolist() for key in OWN if key in entry.attributes},
             }
         )
 
@@ -115,33 +122,34 @@ class Tally:
         entries
             Those given to `add`, again; the fields of `target_magnitudes` suffice.
         """
-        means = {split: sums[1] / sums[0] for split, sums in self._forces().items() if sums[0]}
+        means = {split: sums[1] / sums[0] for split, sums in self._by_split().items() if sums[0]}
         self._deviations = dict.fromkeys(means, 0.0)
         for entry in entries:
-            magnitude = target_magnitudes(entry.fields)
+            magnitude = target_magnitudes(entry.fields, self.paper)
             for split in (str(entry.attributes["split"]), "all"):
                 if split in means:
                     self._deviations[split] += float(np.abs(magnitude - means[split]).sum())
 
-    def _forces(self) -> dict[str, np.ndarray]:
-        return {**self._force_sums, "all": np.sum(list(self._force_sums.values()), axis=0)}
+    def _by_split(self) -> dict[str, np.ndarray]:
+        return {**self._sums, "all": np.sum(list(self._sums.values()), axis=0)}
 
     def splits(self) -> dict[str, dict[str, Any]]:
-        """Return counts and forces of each split and of ``all``, as `datasheet.datasheet` describes them."""
+        """Return counts and magnitudes of each split and of ``all``, as `datasheet.datasheet` describes them."""
         counted = ("residues", "frames", "displaced", "atoms", "targets")
         result: dict[str, dict[str, Any]] = {}
-        for split, (n, total, squares) in self._forces().items():
+        for split, (n, total, squares) in self._by_split().items():
             entries = [entry for entry in self.entries if split in ("all", entry["split"])]
             mean = float(total / n) if n else None
             spread = float(self._deviations[split] / n) if n and self._deviations is not None else None
-            maxima = self._force_max.values() if split == "all" else [self._force_max[split]]
+            maxima = self._max.values() if split == "all" else [self._max[split]]
+            name = self.paper.name
             result[split] = {
                 "entries": len(entries),
                 **{key: sum(entry[key] for entry in entries) for key in counted},
                 "clusters": len({entry["cluster"] for entry in entries}),
-                "mean_force": mean,
-                "rms_force": float(np.sqrt(squares / n)) if n else None,
-                "max_force": max(maxima) if n else None,
+                f"mean_{name}": mean,
+                f"rms_{name}": float(np.sqrt(squares / n)) if n else None,
+                f"max_{name}": max(maxima) if n else None,
                 "zero_predictor": mean,
                 "mean_magnitude_predictor": spread,
             }
@@ -150,18 +158,19 @@ class Tally:
     def distributions(self) -> dict[str, Any]:
         """Return histograms (``edges``, ``counts`` by split or thermostat) and means by group, in plain types.
 
-        Keys: ``residues``, ``atoms``, ``force`` (meV/Å), ``rmsd`` (nm, between successive frames of an entry, protein
-        atoms superposed), ``temperature`` (K, by the thermostat's), ``clusters`` (entries and mean sequence length of
-        each), ``force_by_element`` and ``force_by_residue`` (meV/Å); None where the file has nothing to say.
+        Keys: ``residues``, ``atoms``, ``force`` (or whatever the vector is, in its unit on paper), ``rmsd`` (nm,
+        between successive frames of an entry, protein atoms superposed), ``temperature`` (K, by the thermostat's),
+        ``clusters`` (entries and mean sequence length of each), ``force_by_element`` and ``force_by_residue``; None
+        where the file has nothing to say.
         """
-        counts = np.array([self._force_counts[split] for split in SPLITS])
+        counts = np.array([self._counts[split] for split in SPLITS])
         filled = np.flatnonzero(counts.sum(axis=0))
-        forces = None
+        magnitudes = None
         if len(filled):
             low, high = int(filled[0]), int(filled[-1]) + 1
-            forces = {
-                "edges": FORCE_EDGES[low : high + 1].tolist(),
-                "counts": {split: self._force_counts[split][low:high].tolist() for split in SPLITS},
+            magnitudes = {
+                "edges": EDGES[low : high + 1].tolist(),
+                "counts": {split: self._counts[split][low:high].tolist() for split in SPLITS},
             }
         by_split = {
             key: {split: [e[key] for e in self.entries if e["split"] == split] for split in SPLITS}
@@ -171,12 +180,16 @@ class Tally:
         return {
             "residues": histogram(by_split["residues"], whole=True),
             "atoms": histogram(by_split["atoms"], whole=True),
-            "force": forces,
+            self.paper.name: magnitudes,
             "rmsd": histogram(self._rmsd),
             "temperature": histogram(temperatures),
             "clusters": self._clusters(),
-            "force_by_element": {_symbol(z): total / n for z, (n, total) in sorted(self._by_element.items()) if n},
-            "force_by_residue": {name: total / n for name, (n, total) in sorted(self._by_residue.items()) if n},
+            f"{self.paper.name}_by_element": {
+                _symbol(z): total / n for z, (n, total) in sorted(self._by_element.items()) if n
+            },
+            f"{self.paper.name}_by_residue": {
+                name: total / n for name, (n, total) in sorted(self._by_residue.items()) if n
+            },
         }
 
     def spread(self) -> dict[str, Any]:
@@ -214,13 +227,13 @@ def as_sampled(fields: Mapping[str, np.ndarray]) -> np.ndarray:
     """Return (F,) bool, true for frames without displaced atoms."""
     if "displacement" in fields:
         return np.asarray(fields["displacement"] == 0)
-    return np.ones(len(fields["forces"]), dtype=bool)
+    return np.ones(len(next(fields[one.field] for one in PAPER.values() if one.field in fields)), dtype=bool)
 
 
-def target_magnitudes(fields: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return (frames as sampled, target atoms) magnitudes of the reference force in meV/Å."""
-    forces = fields["forces"][as_sampled(fields)][:, fields["target_mask"]].astype(np.float64)
-    return np.linalg.norm(forces, axis=-1) * MEV_PER_ANGSTROM
+def target_magnitudes(fields: Mapping[str, np.ndarray], paper: Paper) -> np.ndarray:
+    """Return (frames as sampled, target atoms) magnitudes of the labels in their unit on paper."""
+    vectors = fields[paper.field][as_sampled(fields)][:, fields["target_mask"]].astype(np.float64)
+    return np.linalg.norm(vectors, axis=-1) * paper.factor
 
 
 def superposed_rmsd(first: np.ndarray, second: np.ndarray) -> float:

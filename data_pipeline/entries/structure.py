@@ -92,7 +92,7 @@ def read_bytes(path: Path) -> bytes:
     return data
 
 
-def read_entry(path: Path | str) -> Entry:
+def read_entry(path: Path | str, *, archive: bool = True) -> Entry:
     """Read one entry.
 
     A file that claims to come from the archive must have the archive's last line (``END`` in PDB, ``#`` in mmCIF):
@@ -102,6 +102,8 @@ def read_entry(path: Path | str) -> Entry:
     ----------
     path
         A PDB or mmCIF file, plain or gzipped.
+    archive
+        False for files of any program: some write a header and their own records, such as scores, behind it.
 
     Raises
     ------
@@ -118,7 +120,7 @@ def read_entry(path: Path | str) -> Entry:
     is_cif = _CIF_BLOCK.match(data[:_HEAD]) is not None
     if not is_cif and not _PDB_START.search(data[:_HEAD]):
         raise EntryError("unreadable", f"{path.name}: neither PDB nor mmCIF; it starts with {data[:40]!r}.")
-    archived = _from_archive(data, is_cif)
+    archived = archive and _from_archive(data, is_cif)
     whole = _ends_whole(data, is_cif)
     try:
         entry = _read_mmcif(data) if is_cif else _read_pdb(data, archived)

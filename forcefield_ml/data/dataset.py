@@ -68,7 +68,7 @@ class Entry:
 
 
 class Sample(NamedTuple):
-    """One frame of one entry, float32, nm and kJ/mol/nm.
+    """One frame of one entry, float32, nm and kJ/mol/nm (of refinement: nm).
 
     Attributes
     ----------
@@ -79,8 +79,8 @@ class Sample(NamedTuple):
     positions
         (N, 3).
     box
-        (3, 3), vectors as rows; None where there is no periodicity: the file has a box of zeros, or the target is
-        the marked atoms' own force without others.
+        (3, 3), vectors as rows; None where there is no periodicity: the file has no box or one of zeros, or the
+        target is the marked atoms' own force without others.
     forces
         (N, 3), what is learnt, on every atom.
     supplied
@@ -114,7 +114,7 @@ class ForceDataset:
     index : list of (Entry, int)
         Entry and frame of each item.
     content_sha256, protocol, force_field : str
-        Attributes of the file.
+        Attributes of the file; no force field stands behind refinement vectors.
 
     Raises
     ------
@@ -133,7 +133,8 @@ class ForceDataset:
             attributes = self._file.attrs
             self.content_sha256 = str(attributes["content_sha256"])
             self.protocol = str(attributes["protocol"])
-            self.force_field = str(attributes["force_field"])
+            self.target.require_task(schema.task_of(self._file), str(self.path))
+            self.force_field = str(attributes["force_field"]) if self.target.task == schema.FORCES else ""
             self._seen: dict[str, NDArray[np.bool_]] = {}
             self.entries = list(self._read_entries())
         except (KeyError, OSError) as error:
@@ -173,14 +174,14 @@ class ForceDataset:
         entry, frame = self.index[item]
         try:
             group = self._file[schema.ENTRIES_GROUP][entry.name]
-            positions, box = group["positions"][frame], group["box"][frame]
+            positions, box = group["positions"][frame], group["box"][frame] if "box" in group else None
             forces, supplied = self.target.read(group, frame)
         except (KeyError, OSError) as error:
             raise DatasetError(_damaged(self.path, error)) from None
         if self.target.alone:
             seen = self._seen[entry.name]
             return Sample(entry, frame, positions[seen], None, forces[seen])
-        return Sample(entry, frame, positions, box if box.any() else None, forces, supplied)
+        return Sample(entry, frame, positions, box if box is not None and box.any() else None, forces, supplied)
 
     def target_atoms(self, entry: Entry) -> NDArray[np.int32]:
         """Return the numbers (n,) in the file of an entry's target atoms, ascending."""
@@ -197,12 +198,13 @@ class ForceDataset:
         Returns
         -------
         dict
-            `schema.ENTRY_FIELDS` to arrays: species, atom_names and residue_names (str), residue_index, charges,
-            bonds, target_mask.
+            `schema.ENTRY_FIELDS` to arrays: species, atom_names and residue_names (str), residue_index, charges (of
+            forces), bonds, target_mask.
         """
         try:
             group = self._file[schema.ENTRIES_GROUP][name]
-            found = {field: group[field][:] for field in _DESCRIPTION}
+            wanted = [one.name for one in schema.declared(schema.ENTRY_FIELDS, self.target.task)]
+            found = {field: group[field][:] for field in _DESCRIPTION if field in wanted}
         except (KeyError, OSError) as error:
             raise DatasetError(_damaged(self.path, error)) from None
         return {field: np.char.decode(value) if value.dtype.kind == "S" else value for field, value in found.items()}
@@ -270,8 +272,8 @@ class ForceDataset:
             unknown = sorted({int(number) for number in np.unique(entry.species)} - set(known))
             if unknown:
                 raise DatasetError(
-                    f"{entry.name} in {self.path} has atomic numbers {unknown}, the model knows {known}. Leave the "
-                    "entry out of the dataset or use a model that knows these elements"
+                    f"{entry.name} in {self.path} has atomic numbers {unknown}, the model knows {known}. Give the "
+                    "model elements that include them (model: {elements: [...]}), or leave the entry out of the dataset"
                 )
 
     def sequences(self) -> dict[str, str]:
@@ -316,7 +318,7 @@ class ForceDataset:
         return mm_force_field(str(self._file.attrs["config"])) if self.target.supplied == "mm" else None
 
     def rms_target_force(self) -> float:
-        """Return the root mean square norm of all target forces of the split, kJ/mol/nm."""
+        """Return the root mean square norm of all target vectors of the split, in their unit inside."""
         total, count = 0.0, 0
         for sample in (self[item] for item in range(len(self))):
             forces = sample.forces[sample.entry.target_mask].astype(np.float64)

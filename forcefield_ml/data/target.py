@@ -6,9 +6,11 @@
 | `total_minus_reciprocal` | the total less the reciprocal sum    | the reciprocal sum  | reciprocal                   |
 | `solute_alone`           | the marked atoms' own forces         | -                   | solute                       |
 | `reference_minus_mm`     | the reference less an MM force field | the MM force        | minus_mm                     |
+| `refinement`             | where a candidate's atoms should go  | -                   | (task: refinement)           |
 
 Learnt plus supplied is what a model is judged by: the total force, or with `solute_alone` that of the marked atoms
-without any others, which the network then does not see either.
+without any others, which the network then does not see either. Refinement vectors are displacements and no forces:
+they are in datasets of their own (`data_pipeline.schema`: the task), in nm inside and Å on paper.
 """
 
 from __future__ import annotations
@@ -21,9 +23,11 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline import schema
 from forcefield_ml.errors import ConfigError, DatasetError, closest
+from forcefield_ml.units import FORCE
 
-TargetName = Literal["total", "total_minus_reciprocal", "solute_alone", "reference_minus_mm"]
+TargetName = Literal["total", "total_minus_reciprocal", "solute_alone", "reference_minus_mm", "refinement"]
 TargetAtoms = Literal["solute", "all"]
 
 TARGET_NAMES: tuple[str, ...] = get_args(TargetName)
@@ -36,6 +40,7 @@ class _Source(NamedTuple):
     fields: tuple[str, ...]
     attributes: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
+    task: str = schema.FORCES
 
 
 _SOURCES = {
@@ -43,11 +48,12 @@ _SOURCES = {
     "total_minus_reciprocal": _Source(("forces", "forces_reciprocal"), ("reciprocal_alpha",), ("reciprocal",)),
     "solute_alone": _Source(("forces_solute",), (), ("solute",)),
     "reference_minus_mm": _Source(("forces", "forces_minus_mm"), (), ("minus_mm",)),
+    "refinement": _Source(("refinement",), task=schema.REFINEMENT),
 }
 
 
 class Forces(NamedTuple):
-    """Forces of one frame, (N, 3) float32 in kJ/mol/nm.
+    """Forces of one frame, (N, 3) float32 in kJ/mol/nm, or displacements in nm.
 
     Attributes
     ----------
@@ -91,10 +97,31 @@ class Target:
                 "'solute'; to learn the forces on all atoms take target 'total' or 'total_minus_reciprocal'"
             )
 
+        if self.quantity is not FORCE and self.atoms == "all":
+            raise ConfigError(
+                f"target {self.name!r} has vectors for the atoms that have a partner in the native and for no others, "
+                "so target_atoms must be 'solute' (leave it out)"
+            )
+
+    @property
+    def quantity(self) -> schema.Paper:
+        """What the vectors are, and their unit on paper."""
+        return quantity_of(self.name)
+
+    @property
+    def task(self) -> str:
+        """The task of the datasets that hold it, one of `schema.TASKS`."""
+        return _SOURCES[self.name].task
+
     @property
     def alone(self) -> bool:
         """Whether the network sees the target atoms and no others."""
         return self.name == "solute_alone"
+
+    @property
+    def judged_as_learnt(self) -> bool:
+        """Whether a model is judged by what it learns and not by the total force."""
+        return self.alone or self.task != schema.FORCES
 
     @property
     def supplied(self) -> str | None:
@@ -105,6 +132,23 @@ class Target:
     def parts(self) -> tuple[str, ...]:
         """Parts of the labels that the pipeline must be asked for."""
         return _SOURCES[self.name].parts
+
+    def require_task(self, task: str, source: str) -> None:
+        """Raise DatasetError unless a dataset is of the target's task.
+
+        Parameters
+        ----------
+        task
+            Of the dataset.
+        source
+            The file for the message.
+        """
+        if task != self.task:
+            fitting = ", ".join(name for name in TARGET_NAMES if _SOURCES[name].task == task)
+            raise DatasetError(
+                f"{source} is a dataset of {task}, target {self.name!r} needs one of {self.task}. Take target "
+                f"{fitting}, or another dataset"
+            )
 
     def require(self, group: Any, source: str) -> None:
         """Raise DatasetError, naming the pipeline's setting, unless an entry holds what is needed.
@@ -142,6 +186,17 @@ class Target:
         if self.name == "reference_minus_mm":
             return Forces(parts[0], learnt - parts[0])
         return Forces(learnt, None)
+
+
+def quantity_of(predicts: str) -> schema.Paper:
+    """Return what the vectors of a target are, and their unit on paper.
+
+    Parameters
+    ----------
+    predicts
+        One of `TARGET_NAMES`; anything else, such as ``magnitude``, is of a force.
+    """
+    return schema.PAPER[_SOURCES[predicts].task] if predicts in _SOURCES else FORCE
 
 
 def charges_of(force_field: str, config: str) -> list[str]:

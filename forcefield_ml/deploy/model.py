@@ -28,7 +28,7 @@ from forcefield_ml.deploy.model_file import bundle
 from forcefield_ml.deploy.stored.locate import record
 from forcefield_ml.deploy.system.masses import repartition
 from forcefield_ml.deploy.system.mm import hold_centre, make_subtract_mm, remove_internal_terms
-from forcefield_ml.deploy.system.modes import check_mode, check_system
+from forcefield_ml.deploy.system.modes import check_mode, check_system, require_forces
 from forcefield_ml.deploy.system.present import refuse_overlap
 from forcefield_ml.deploy.system.reciprocal import Charges, make_reciprocal, put_on_solute
 from forcefield_ml.errors import ConfigError, ForcefieldMLError, ForceModeError
@@ -209,6 +209,7 @@ class DeployedModel:
         BoxError, TopologyError, ForceModeError
             As `create_force`.
         """
+        require_forces(self.card)
         if (species is None) == (topology is None):
             raise ConfigError("forces() needs to know the elements: give either species=[...] or topology=...")
         coordinates = read_positions(positions)
@@ -350,6 +351,7 @@ class DeployedModel:
         `conserves` tells whether what else acts has an energy; without one the box must not change even if the model
         has an energy of its own.
         """
+        require_forces(self.card)
         binding = bind(self.card, topology, atoms, self._sees_targets_only, allow_residues)
         binding = self.tell_bonds(binding, topology)
         binding = replace(binding, remove_net_force=remove_net_force)

@@ -29,6 +29,7 @@ from forcefield_ml import pretrained
 from forcefield_ml.data import Target
 from forcefield_ml.data.target import charges_of
 from forcefield_ml.deploy.model_file import bundle
+from forcefield_ml.deploy.system.modes import require_forces
 from forcefield_ml.errors import ConfigError, DatasetError, ForceModeError, UnstableError, closest
 from forcefield_ml.files import write_whole
 from forcefield_ml.progress import ProgressLine
@@ -75,6 +76,7 @@ def explore(config: ExploreConfig, quiet: bool = False) -> dict[str, Any]:
             f"{config.output} exists already and would be overwritten; give another output, or delete it to go anew"
         )
     card, module, sha256 = bundle.read(pretrained.resolve(config.model))
+    require_forces(card)
     if card["predicts"] not in SERVED:
         raise ForceModeError(
             f"explore needs a model that predicts {', '.join(map(repr, SERVED[:-1]))} or {SERVED[-1]!r}; by its card "
@@ -86,6 +88,7 @@ def explore(config: ExploreConfig, quiet: bool = False) -> dict[str, Any]:
         raise ForceModeError(f"{config.model} was made by another version; train it again with this one")
     try:
         with schema.open_dataset(config.dataset) as file:
+            target.require_task(schema.task_of(file), str(config.dataset))
             header = {name: file.attrs[name] for name in ("protocol", "force_field", "config", "versions")}
             header["config"] = str(header["config"])
             names = _chosen(file, config.entries)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from data_pipeline.schema import REFINEMENT
 from forcefield_ml.config import StrictConfig
 from forcefield_ml.data.target import Target, TargetAtoms, TargetName
 from forcefield_ml.errors import ConfigError, closest
@@ -16,6 +17,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     # optimiser is not named there; the code of the paper's predecessors used Adam.
     "paper": {"delta": 10.0, "learning_rate": 0.1, "schedule": "constant", "ema": 0.0, "clip": None},
     # Forces at 300 K are ten times larger than those of minimised structures.
+    # Section 4.4: delta and learning rate as printed, again one macromolecule a batch.
+    "refinement": {"delta": 1.0, "learning_rate": 0.1, "schedule": "constant", "ema": 0.0, "clip": None},
     "thermal": {"delta": 500.0, "learning_rate": 0.01, "schedule": "cosine", "ema": 0.99, "clip": 1.0},
 }
 """Values that a preset puts in place of the defaults; a key given beside the preset wins."""
@@ -46,7 +49,9 @@ class TrainingConfig(StrictConfig):
     solute_share: float = Field(
         0.5, ge=0, le=1, description="of patches with a marked atom at their centre, where target_atoms is all"
     )
-    preset: Literal["paper", "thermal"] = Field("thermal", description="where defaults come from; see PRESETS")
+    preset: Literal["paper", "thermal", "refinement"] = Field(
+        "thermal", description="where defaults come from; see PRESETS; of target refinement: refinement, no other"
+    )
     optimiser: Literal["adam", "adamw", "soap"] = Field(
         "adam", description="soap: Adam in the eigenbasis of Shampoo's preconditioner, fewer batches for the same error"
     )
@@ -55,7 +60,7 @@ class TrainingConfig(StrictConfig):
     schedule: Literal["constant", "cosine", "linear"] = Field(description="decay over the budget, time included")
     final_learning_rate: float = Field(0.01, ge=0, le=1, description="at the end, as a part of the highest")
     warmup_batches: int = Field(20, ge=0, description="batches over which the learning rate rises from zero")
-    delta: float = Field(gt=0, description="meV/Å; where the Huber loss turns linear")
+    delta: float = Field(gt=0, description="where the Huber loss turns linear: meV/Å, of target refinement Å")
     clip: float | None = Field(gt=0, description="largest norm of the gradient of loss / (delta x scale)")
     ema: float = Field(ge=0, lt=1, description="decay of the averaged weights; 0 for none")
     max_batches: int | None = Field(None, ge=1, description="budget of batches")
@@ -92,10 +97,16 @@ class TrainingConfig(StrictConfig):
     def _fill_from_preset(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        preset = values.get("preset", "thermal")
+        refines = values.get("target") == REFINEMENT
+        preset = values.get("preset", REFINEMENT if refines else "thermal")
         if preset not in PRESETS:
             raise ValueError(f"no preset {preset!r}.{closest(str(preset), PRESETS)}")
-        return {**PRESETS[preset], **values}
+        if refines != (preset == REFINEMENT):
+            raise ValueError(
+                f"preset {preset!r} and target {values.get('target', 'total')!r} do not go together: delta is in "
+                f"{'Å' if preset == REFINEMENT else 'meV/Å'} there. Leave preset out"
+            )
+        return {**PRESETS[preset], **values, "preset": preset}
 
     @model_validator(mode="after")
     def _require_a_target(self) -> TrainingConfig:

@@ -17,6 +17,7 @@ from forcefield_ml import pretrained
 from forcefield_ml.bonded.bound import bound_terms
 from forcefield_ml.bonded.module import keys_of
 from forcefield_ml.data import BatchSource, ForceDataset, Sample, Target
+from forcefield_ml.data.target import quantity_of
 from forcefield_ml.errors import DatasetError, ForceModeError
 from forcefield_ml.models.fingerprint import weights_sha256
 from forcefield_ml.models.interface import Prediction
@@ -25,6 +26,7 @@ from forcefield_ml.progress import ProgressLine, duration
 from forcefield_ml.training import checkpoint as files
 from forcefield_ml.training import predict
 from forcefield_ml.training.metrics import grouped, mean_and_error, with_naive
+from forcefield_ml.units import FORCE
 
 FORMAT = "forcefield-ml-evaluation"
 """Value of ``format`` in the JSON."""
@@ -40,7 +42,8 @@ def evaluate(
     """Run a model over every frame of a split and compare with the reference forces.
 
     What it is compared with is the total force, to which a model of a part of it gets what OpenMM supplies in a
-    simulation; the force of the solute alone for a model of that. See `data.target`.
+    simulation; the force of the solute alone for a model of that, and refinement vectors for one of these. See
+    `data.target`.
 
     Parameters
     ----------
@@ -103,23 +106,24 @@ def evaluate(
     atoms = everything.where(everything.marked)
     if per_atom is not None:
         atoms.save(per_atom)
-    each = grouped(atoms.predicted, atoms.target, atoms.entry, atoms.entries)
+    quantity = frames.target.quantity
+    each = grouped(atoms.predicted, atoms.target, atoms.entry, atoms.entries, quantity)
     numbers, element = np.unique(atoms.species, return_inverse=True)
     residues, residue = np.unique(_residue_names(frames, atoms), return_inverse=True)
     return {
         "format": FORMAT,
         "made": f"forcefield-ml {forcefield_ml.__version__}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "weights_sha256": weights,
-        **with_naive(atoms.predicted, atoms.target),
-        "units": {"tensor": "meV/Å", "magnitude": "meV/Å", "angle": "degrees"},
+        **with_naive(atoms.predicted, atoms.target, quantity),
+        "units": {"tensor": quantity.unit, "magnitude": quantity.unit, "angle": "degrees"},
         "proteins": {**mean_and_error(each), "each": each},
         "elements": grouped(
-            atoms.predicted, atoms.target, element, [gemmi.Element(int(number)).name for number in numbers]
+            atoms.predicted, atoms.target, element, [gemmi.Element(int(number)).name for number in numbers], quantity
         ),
-        "residues": grouped(atoms.predicted, atoms.target, residue, residues.tolist()),
+        "residues": grouped(atoms.predicted, atoms.target, residue, residues.tolist(), quantity),
         **_besides(frames, everything),
         "predicts": frames.target.name,
-        "compared_with": "solute_alone" if frames.target.alone else "total",
+        "compared_with": frames.target.name if frames.target.judged_as_learnt else "total",
         "n_frames": len(frames),
         "n_proteins": len(each),
         "split": frames.split,
@@ -137,22 +141,25 @@ def evaluate(
 def table(result: dict[str, Any]) -> str:
     """Return the main numbers of `evaluate` as lines for the screen, as table 1 of the paper has them."""
     rows: list[tuple[str, ...]] = [("", "model", "naive")]
+    quantity = quantity_of(result["predicts"])
     for key, unit in (
-        ("tensor", "meV/Å"),
-        ("magnitude", "meV/Å"),
+        ("tensor", quantity.unit),
+        ("magnitude", quantity.unit),
         ("angle", "degrees"),
         ("relative", ""),
         ("pearson", ""),
     ):
-        digits = 3 if key in ("relative", "pearson") else 1
+        digits = {"relative": 3, "pearson": 3, "angle": 1}.get(key, quantity.digits)
         values = (result[key], result["naive"][key])
         rows.append((f"{key} ({unit})" if unit else key, *("-" if v is None else f"{v:.{digits}f}" for v in values)))
     lines = [f"{name:20}{model:>10}{naive:>10}" for name, model, naive in rows]
     for key, of in (("network", "what the network predicts itself"), ("others", "the atoms that are not marked")):
         if result.get(key) and result[key]["tensor"] is not None:
             part = result[key]
-            lines.append(f"of {of}: tensor {part['tensor']:.1f} of {part['naive']['tensor']:.1f} meV/Å")
-    about = f"{result['n_atoms']} target atoms, {result['n_frames']} frames, {result['n_proteins']} proteins"
+            tensor, naive = quantity.text(part["tensor"]), quantity.text(part["naive"]["tensor"])
+            lines.append(f"of {of}: tensor {tensor} of {naive} {quantity.unit}")
+    entries = "proteins" if quantity is FORCE else "structures"
+    about = f"{result['n_atoms']} target atoms, {result['n_frames']} frames, {result['n_proteins']} {entries}"
     return "\n".join([*lines, f"{about}; split {result['split']}, {result['dataset']['protocol']}"])
 
 
@@ -161,10 +168,11 @@ def _besides(frames: ForceDataset, everything: predict.PerAtom) -> dict[str, Any
     found: dict[str, Any] = {"supplied": frames.target.supplied}
     if frames.target.supplied is not None:
         part = everything.where(everything.marked)
-        found["network"] = with_naive(part.predicted - part.supplied, part.target - part.supplied)
+        network = part.predicted - part.supplied, part.target - part.supplied
+        found["network"] = with_naive(*network, frames.target.quantity)
     others = everything.where(~everything.marked)
     if len(others.target):
-        found["others"] = with_naive(others.predicted, others.target)
+        found["others"] = with_naive(others.predicted, others.target, frames.target.quantity)
     return found
 
 

@@ -22,9 +22,9 @@ COLUMNS = (
     "validation_relative",
     "validation_energy_head",
 )
-"""Losses are Huber loss / delta in meV/Å, the mean since the row before; waiting is the share of the time since then
-that was spent waiting for batches; validation_energy_head is the tensor error by gradient where a direct head, whose
-the others are then, was trained beside it; the rest as in metrics.py."""
+"""Losses are Huber loss / delta in the unit on paper (meV/Å; of displacements Å), the mean since the row before;
+waiting is the share of the time since then that was spent waiting for batches; validation_energy_head is the tensor
+error by gradient where a direct head, whose the others are then, was trained beside it; the rest as in metrics.py."""
 
 
 class RunLog:

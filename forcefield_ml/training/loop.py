@@ -15,12 +15,14 @@ import lightning
 import numpy as np
 import torch
 
+from data_pipeline.schema import REFINEMENT
 from forcefield_ml import models, pretrained
 from forcefield_ml.bonded.fit import Frame, fit, residual
 from forcefield_ml.bonded.module import keys_of
 from forcefield_ml.bonded.terms import find_terms, touching
 from forcefield_ml.config import dump_config
 from forcefield_ml.data import BatchSource, BatchStream, ForceDataset, JoinedDataset, Target
+from forcefield_ml.data.target import quantity_of
 from forcefield_ml.errors import ConfigError
 from forcefield_ml.nn.embedding import set_types, types_of
 from forcefield_ml.progress import ProgressLine, duration
@@ -57,6 +59,8 @@ class TrainingResult:
         Share of that time in which the steps waited for batches.
     metrics
         Validation metrics of that checkpoint; empty without a validation split.
+    target
+        What was learnt, one of `data.target.TARGET_NAMES`.
     """
 
     checkpoint: Path
@@ -65,6 +69,7 @@ class TrainingResult:
     finished: bool
     waiting: float
     metrics: dict[str, Any]
+    target: str = "total"
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
@@ -73,7 +78,7 @@ class TrainingResult:
     def summary(self) -> str:
         """Return lines for the screen: how far it came, and what to type next."""
         state = "finished" if self.finished else "stopped (the same command goes on)"
-        told = f", validation {headline(self.metrics)}" if self.metrics else ""
+        told = f", validation {headline(self.metrics, quantity_of(self.target))}" if self.metrics else ""
         return (
             f"{state} after {self.n_batches} batches, {duration(self.seconds)}{told}\n"
             f"waited for batches {100 * self.waiting:.2g} % of the time\n"
@@ -148,6 +153,7 @@ def train(config: TrainingConfig, quiet: bool = False) -> TrainingResult:
     elif config.start_from is not None:
         source = pretrained.resolve(config.start_from)
         start = read_start(source)
+        _require_same_quantity(files.target_of(start.training), target, source)
         begun = begin_with(start, model, training.molecules(), source)
         scale = float(start.training["scale"])
         learnt_before = {**provenance.learnt_before(start, source), **begun.record()}
@@ -155,7 +161,9 @@ def train(config: TrainingConfig, quiet: bool = False) -> TrainingResult:
     else:
         scale = _fit_bonded(model, training) if model.config.get("bonded") else training.rms_target_force()
         if not scale > 0:
-            raise ConfigError(f"every target force in {config.dataset} is zero; there is nothing to learn")
+            raise ConfigError(
+                f"every target {target.quantity.name} in {config.dataset} is zero; there is nothing to learn"
+            )
         model.set_scale(scale if model.predicts == "magnitude" else scale / math.sqrt(3))
         set_types(model, training.molecules())
     for split in (training, validation):
@@ -241,6 +249,12 @@ def _require_fit(config: TrainingConfig, model: models.Model | models.TwoHeads, 
             f"target {config.target!r} is a vector to which another is added, but this model predicts magnitudes alone "
             "(order 0). Set target: total, or choose an order above 0"
         )
+    if target.task == REFINEMENT and (config.model["bonded"] or "energy" in model.parts):
+        setting = "bonded: true" if config.model["bonded"] else f"head: {config.model['head']}"
+        raise ConfigError(
+            f"model.{setting} brings forces that are the gradient of an energy, and no energy stands behind the "
+            f"displacements of target {config.target!r}. Leave it out: the vector head predicts them directly"
+        )
     if model.predicts == "magnitude" and model.config["bonded"]:
         raise ConfigError(
             "model.bonded: true adds the forces of bonded terms, which are vectors, but this model predicts magnitudes "
@@ -258,6 +272,14 @@ def _require_fit(config: TrainingConfig, model: models.Model | models.TwoHeads, 
             f"the energy of a model of target {target.name!r} on solute atoms serves no simulation: it is conserved "
             "only where every atom it depends on feels its gradient. Set target_atoms: all, or target: solute_alone",
             stacklevel=3,
+        )
+
+
+def _require_same_quantity(former: Target, target: Target, path: Path) -> None:
+    if former.quantity != target.quantity:
+        raise ConfigError(
+            f"start_from: {path} predicts {former.quantity.name}s ({former.name!r}), this run learns "
+            f"{target.quantity.name}s ({target.name!r}): its scale means another unit. Leave start_from out"
         )
 
 
@@ -351,7 +373,7 @@ def _result(config: TrainingConfig, last: files.Checkpoint, finished: bool) -> T
     best = files.load(path)
     about = last.training
     waiting = about.get("seconds_waited", 0.0) / max(about["seconds"], 1e-9)
-    return TrainingResult(path, about["n_batches"], about["seconds"], finished, waiting, best.metrics)
+    return TrainingResult(path, about["n_batches"], about["seconds"], finished, waiting, best.metrics, config.target)
 
 
 def _make_folder(config: TrainingConfig) -> None:

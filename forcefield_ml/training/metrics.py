@@ -2,14 +2,15 @@
 
 | key       | meaning over the pooled atoms                                                              |
 |-----------|--------------------------------------------------------------------------------------------|
-| tensor    | mean of the norm of F_p - F_t, meV/Å                                                       |
-| magnitude | mean of the absolute difference of the norms, meV/Å                                        |
-| angle     | mean angle between F_p and F_t in degrees, over atoms with a true norm above 1e-3 meV/Å    |
+| tensor    | mean of the norm of F_p - F_t, meV/Å (of displacements Å)                                  |
+| magnitude | mean of the absolute difference of the norms, meV/Å (of displacements Å)                   |
+| angle     | mean angle between F_p and F_t in degrees, over atoms with a true norm above 1e-3 of these |
 | relative  | tensor over the mean true norm                                                             |
 | pearson   | Pearson correlation of the norms                                                           |
 
 Every atom has weight one. What a model does not predict (all but magnitude and pearson at order 0), or what has
-no value (a correlation with a constant), is None. Arrays come in kJ/mol/nm; the results are in meV/Å.
+no value (a correlation with a constant), is None. Arrays come in the unit inside (kJ/mol/nm; displacements nm),
+the results are in that on paper.
 """
 
 from __future__ import annotations
@@ -21,18 +22,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from data_pipeline.schema import Paper
 from forcefield_ml.errors import UnstableError
-from forcefield_ml.units import MEV_PER_ANGSTROM
+from forcefield_ml.units import FORCE
 
 KEYS = ("tensor", "magnitude", "angle", "relative", "pearson")
 
 ANGLE_FLOOR = 1e-3
-"""Below this true norm (meV/Å) a direction means nothing and the atom is left out of the angle."""
+"""Below this true norm (in the unit on paper) a direction means nothing and the atom is left out of the angle."""
 
 Metrics = dict[str, float | None]
 
 
-def force_metrics(predicted: ArrayLike, target: ArrayLike) -> Metrics:
+def force_metrics(predicted: ArrayLike, target: ArrayLike, quantity: Paper = FORCE) -> Metrics:
     """Return the five metrics of `KEYS` over all atoms given.
 
     A prediction of exactly zero has no direction; it counts as 90 degrees, the mean of a random one.
@@ -40,14 +42,16 @@ def force_metrics(predicted: ArrayLike, target: ArrayLike) -> Metrics:
     Parameters
     ----------
     predicted
-        (n, 3) forces, or (n,) magnitudes of a model of order 0, kJ/mol/nm.
+        (n, 3) vectors, or (n,) magnitudes of a model of order 0, in their unit inside.
     target
-        (n, 3) true forces, kJ/mol/nm.
+        (n, 3) true vectors.
+    quantity
+        What they are.
 
     Returns
     -------
     dict
-        `KEYS` to values in meV/Å, degrees or without unit.
+        `KEYS` to values in the unit on paper, degrees or without unit.
 
     Raises
     ------
@@ -56,14 +60,14 @@ def force_metrics(predicted: ArrayLike, target: ArrayLike) -> Metrics:
     ValueError
         If the shapes differ or there is no atom.
     """
-    truth, given = _checked(target), np.asarray(predicted, dtype=np.float64) * MEV_PER_ANGSTROM
+    truth, given = _checked(target, quantity), np.asarray(predicted, dtype=np.float64) * quantity.factor
     if given.shape not in (truth.shape, truth.shape[:1]):
         raise ValueError(f"predicted has shape {given.shape}; {truth.shape} or {truth.shape[:1]} is expected")
     bad = np.flatnonzero(~np.isfinite(given.reshape(len(truth), -1)).all(axis=1))
     if len(bad):
         raise UnstableError(
-            f"{len(bad)} of {len(truth)} predicted forces are not finite, first at row {bad[0]}. The training "
-            "probably diverged: lower the learning rate or set clip."
+            f"{len(bad)} of {len(truth)} predicted {quantity.name}s are not finite, first at row {bad[0]}. The "
+            "training probably diverged: lower the learning rate or set clip."
         )
     norm_true = np.linalg.norm(truth, axis=1)
     if given.ndim == 1:
@@ -78,7 +82,7 @@ def force_metrics(predicted: ArrayLike, target: ArrayLike) -> Metrics:
     }
 
 
-def naive_metrics(target: ArrayLike) -> Metrics:
+def naive_metrics(target: ArrayLike, quantity: Paper = FORCE) -> Metrics:
     """Return the metrics of the naive predictors on the same atoms.
 
     Zero for tensor (and relative), the mean magnitude of these atoms for magnitude, a random direction for angle.
@@ -86,7 +90,9 @@ def naive_metrics(target: ArrayLike) -> Metrics:
     Parameters
     ----------
     target
-        (n, 3) true forces, kJ/mol/nm.
+        (n, 3) true vectors, in their unit inside.
+    quantity
+        What they are.
 
     Returns
     -------
@@ -98,7 +104,7 @@ def naive_metrics(target: ArrayLike) -> Metrics:
     ValueError
         If there is no atom.
     """
-    norm = np.linalg.norm(_checked(target), axis=1)
+    norm = np.linalg.norm(_checked(target, quantity), axis=1)
     return {
         "tensor": float(norm.mean()),
         "magnitude": float(np.abs(norm - norm.mean()).mean()),
@@ -108,7 +114,9 @@ def naive_metrics(target: ArrayLike) -> Metrics:
     }
 
 
-def grouped(predicted: ArrayLike, target: ArrayLike, group: ArrayLike, names: Sequence[str]) -> dict[str, Any]:
+def grouped(
+    predicted: ArrayLike, target: ArrayLike, group: ArrayLike, names: Sequence[str], quantity: Paper = FORCE
+) -> dict[str, Any]:
     """Return the metrics of each group of atoms, such as one protein or one element.
 
     Parameters
@@ -116,11 +124,13 @@ def grouped(predicted: ArrayLike, target: ArrayLike, group: ArrayLike, names: Se
     predicted
         As in `force_metrics`.
     target
-        (n, 3) true forces, kJ/mol/nm.
+        (n, 3) true vectors.
     group
         (n,) integers, index into `names`.
     names
         Names of the groups; one without atoms is left out.
+    quantity
+        What the vectors are.
 
     Returns
     -------
@@ -132,16 +142,16 @@ def grouped(predicted: ArrayLike, target: ArrayLike, group: ArrayLike, names: Se
     for number, name in enumerate(names):
         member = index == number
         if member.any():
-            result[name] = with_naive(given[member], truth[member])
+            result[name] = with_naive(given[member], truth[member], quantity)
     return result
 
 
-def with_naive(predicted: ArrayLike, target: ArrayLike) -> dict[str, Any]:
+def with_naive(predicted: ArrayLike, target: ArrayLike, quantity: Paper = FORCE) -> dict[str, Any]:
     """Return `force_metrics` with the number of atoms and, under ``naive``, `naive_metrics`."""
     return {
-        **force_metrics(predicted, target),
+        **force_metrics(predicted, target, quantity),
         "n_atoms": len(np.asarray(target)),
-        "naive": naive_metrics(target),
+        "naive": naive_metrics(target, quantity),
     }
 
 
@@ -167,12 +177,12 @@ def mean_and_error(each: Mapping[str, Mapping[str, Any]]) -> dict[str, Metrics]:
     return {"mean": mean, "standard_error": error}
 
 
-def _checked(target: ArrayLike) -> NDArray[np.float64]:
-    truth = np.asarray(target, dtype=np.float64) * MEV_PER_ANGSTROM
+def _checked(target: ArrayLike, quantity: Paper) -> NDArray[np.float64]:
+    truth = np.asarray(target, dtype=np.float64) * quantity.factor
     if truth.ndim != 2 or truth.shape[1] != 3 or not len(truth):
         raise ValueError(f"target has shape {truth.shape}; (n, 3) with at least one atom is expected")
     if not np.isfinite(truth).all():
-        raise ValueError("the true forces are not all finite; run data-pipeline check on the dataset")
+        raise ValueError(f"the true {quantity.name}s are not all finite; run data-pipeline check on the dataset")
     return truth
 
 

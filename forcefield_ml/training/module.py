@@ -10,16 +10,17 @@ import torch
 from pytorch_optimizer.optimizer.soap import SOAP
 from torch import Tensor
 
-from forcefield_ml.data import Batch
+from data_pipeline.schema import Paper
+from forcefield_ml.data import Batch, Target
 from forcefield_ml.models.interface import Prediction
 from forcefield_ml.models.model import Model, TwoHeads
 from forcefield_ml.training.config import TrainingConfig
 from forcefield_ml.training.loss import magnitude, scalar_huber, tensor_huber
 from forcefield_ml.training.processes import Processes
-from forcefield_ml.units import MEV_PER_ANGSTROM
+from forcefield_ml.units import FORCE
 
 
-def huber(prediction: Prediction, targets: Tensor, delta: float) -> Tensor:
+def huber(prediction: Prediction, targets: Tensor, delta: float, quantity: Paper = FORCE) -> Tensor:
     """Return the paper's loss of whatever is predicted: of the vectors, or at order 0 of their norms.
 
     Parameters
@@ -27,20 +28,22 @@ def huber(prediction: Prediction, targets: Tensor, delta: float) -> Tensor:
     prediction
         Of n atoms.
     targets
-        (n, 3) true forces, kJ/mol/nm.
+        (n, 3) true vectors, in their unit inside.
     delta
-        meV/Å.
+        In the unit on paper.
+    quantity
+        What the vectors are.
 
     Returns
     -------
     Tensor
-        (), (meV/Å)².
+        (), the square of the unit on paper.
     """
-    targets = targets * MEV_PER_ANGSTROM
+    targets = targets * quantity.factor
     if prediction.forces is not None:
-        return tensor_huber(prediction.forces.to(targets.dtype) * MEV_PER_ANGSTROM, targets, delta)
+        return tensor_huber(prediction.forces.to(targets.dtype) * quantity.factor, targets, delta)
     assert prediction.magnitude is not None
-    return scalar_huber(prediction.magnitude.to(targets.dtype) * MEV_PER_ANGSTROM, magnitude(targets), delta)
+    return scalar_huber(prediction.magnitude.to(targets.dtype) * quantity.factor, magnitude(targets), delta)
 
 
 class ForceModule(lightning.LightningModule):
@@ -56,7 +59,7 @@ class ForceModule(lightning.LightningModule):
     config
         Settings of the run.
     scale
-        Root mean square norm of the target forces, kJ/mol/nm.
+        Root mean square norm of the target vectors, in their unit inside.
     processes
         Those that train together; each target has the same weight, whichever process holds it.
     """
@@ -66,7 +69,8 @@ class ForceModule(lightning.LightningModule):
         self.model = model
         self.config = config
         self.processes = processes
-        self.unit = config.delta * scale * MEV_PER_ANGSTROM
+        self.quantity = Target(config.target, config.target_atoms).quantity
+        self.unit = config.delta * scale * self.quantity.factor
         # in a list: a compiled wrapper must not become a second submodule
         self._runs: list[Callable[..., Prediction]] = [
             torch.compile(part, dynamic=True) if config.compile else part for part in model.parts.values()
@@ -78,7 +82,7 @@ class ForceModule(lightning.LightningModule):
             part.whole(run(batch.atoms, batch.neighbours, batch.layer_sizes), batch.terms)
             for run, part in zip(self._runs, self.model.parts.values(), strict=True)
         ]
-        losses = [huber(prediction, batch.targets, self.config.delta) for prediction in predictions]
+        losses = [huber(prediction, batch.targets, self.config.delta, self.quantity) for prediction in predictions]
         loss = torch.stack(losses).mean() / self.unit
         if self.processes.size == 1:
             return loss

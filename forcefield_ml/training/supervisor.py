@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data_pipeline.schema import Paper
 from forcefield_ml.data import BatchSource, BatchStream
 from forcefield_ml.errors import UnstableError
 from forcefield_ml.models.interface import Prediction
@@ -195,8 +196,9 @@ class Supervisor(lightning.Callback):
             given = torch.from_numpy(predicted)
             vectors = given.ndim == 2
             prediction = Prediction(given if vectors else None, None if vectors else given, None)
-            losses.append(float(huber(prediction, torch.from_numpy(target), self.config.delta)) / self.config.delta)
-            judged[name] = with_naive(predicted[marked], target[marked])
+            loss_of_part = huber(prediction, torch.from_numpy(target), self.config.delta, self.module.quantity)
+            losses.append(float(loss_of_part) / self.config.delta)
+            judged[name] = with_naive(predicted[marked], target[marked], self.module.quantity)
         loss = float(np.mean(losses))
         if not math.isfinite(loss):
             raise UnstableError(
@@ -244,7 +246,7 @@ class Supervisor(lightning.Callback):
         self.line.show(
             part,
             f"{duration(max(left, 0.0))} left · batch {self.n_batches} · {self.n_batches_per_second():.2g}/s · "
-            f"loss {loss:.0f} · validation {headline(self.metrics)}",
+            f"loss {brief(loss, self.module.quantity)} · validation {headline(self.metrics, self.module.quantity)}",
             last,
         )
 
@@ -293,14 +295,20 @@ def budget(config: TrainingConfig) -> list[float | None]:
     return [config.max_batches, config.max_minutes, config.patience]
 
 
-def headline(metrics: dict[str, Any]) -> str:
+def brief(value: float, quantity: Paper) -> str:
+    """Return a value in the unit on paper, a digit shorter than in a table."""
+    return quantity.text(value, quantity.digits - 1)
+
+
+def headline(metrics: dict[str, Any], quantity: Paper) -> str:
     """Return the error of the validation in a few words."""
     if not metrics:
         return "to come"
     key = "tensor" if metrics["tensor"] is not None else "magnitude"
     named = "" if key == "tensor" else f"{key} "
-    gradient = f", by gradient {metrics['energy_head'][key]:.0f}" if "energy_head" in metrics else ""
-    return f"{named}{metrics[key]:.0f}{gradient} (naive {metrics['naive'][key]:.0f}) meV/Å"
+    gradient = f", by gradient {brief(metrics['energy_head'][key], quantity)}" if "energy_head" in metrics else ""
+    naive = brief(metrics["naive"][key], quantity)
+    return f"{named}{brief(metrics[key], quantity)}{gradient} (naive {naive}) {quantity.unit}"
 
 
 @contextmanager

@@ -17,7 +17,8 @@ import matplotlib.ticker
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from forcefield_ml.units import MEV_PER_ANGSTROM
+from data_pipeline.schema import Paper
+from forcefield_ml.units import FORCE
 
 _INK = "#010203"
 """Stands for the page's text colour until the SVG is written."""
@@ -45,30 +46,32 @@ QUANTILE = 0.995
 """Share of the atoms that a panel shows; the rest lie beyond its axes, and the page says so."""
 
 
-def figure_3(target: NDArray[Any], predicted: NDArray[Any]) -> dict[str, str]:
-    """Draw the panels of the paper's figure 3.
+def figure_3(target: NDArray[Any], predicted: NDArray[Any], quantity: Paper = FORCE) -> dict[str, str]:
+    """Draw the panels of the paper's figure 3 or, of displacements, of its figure 5.
 
     Parameters
     ----------
     target
-        (n, 3) true forces, kJ/mol/nm.
+        (n, 3) true vectors, in their unit inside.
     predicted
-        (n, 3) forces, or (n,) magnitudes, of which there is the first panel only.
+        (n, 3) vectors, or (n,) magnitudes, of which there is the first panel only.
+    quantity
+        What they are.
 
     Returns
     -------
     dict
         ``magnitudes``, and where vectors have directions ``angles`` and ``angle_magnitude``, to SVG.
     """
-    true = np.linalg.norm(target, axis=1) * MEV_PER_ANGSTROM
+    true = np.linalg.norm(target, axis=1) * quantity.factor
     vectors = predicted.ndim == 2
-    given = (np.linalg.norm(predicted, axis=1) if vectors else predicted) * MEV_PER_ANGSTROM
-    panels = {"magnitudes": _magnitudes(true, given)}
+    given = (np.linalg.norm(predicted, axis=1) if vectors else predicted) * quantity.factor
+    panels = {"magnitudes": _magnitudes(true, given, quantity.unit)}
     if vectors:
         angle = angles(target, predicted)
     if vectors and np.isfinite(angle).any():
         panels["angles"] = _polar(angle)
-        panels["angle_magnitude"] = _angle_against_error(angle, np.abs(given - true))
+        panels["angle_magnitude"] = _angle_against_error(angle, np.abs(given - true), quantity.unit)
     return panels
 
 
@@ -86,7 +89,7 @@ def angles(target: NDArray[Any], predicted: NDArray[Any]) -> NDArray[np.float64]
     return np.degrees(np.arccos(np.clip(cosine, -1, 1)))
 
 
-def _magnitudes(true: NDArray[Any], given: NDArray[Any]) -> str:
+def _magnitudes(true: NDArray[Any], given: NDArray[Any], unit: str) -> str:
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(4.3, 3.9), layout="constrained")
         top = float(max(np.quantile(true, QUANTILE), np.quantile(given, QUANTILE), 1e-6))
@@ -94,7 +97,9 @@ def _magnitudes(true: NDArray[Any], given: NDArray[Any]) -> str:
             true, given, gridsize=45, extent=(0, top, 0, top), bins="log", mincnt=1, cmap="viridis", rasterized=True
         )
         axes.plot([0, top], [0, top], color=ORANGE, lw=1.2, ls="--", label="perfect")
-        axes.set(xlim=(0, top), ylim=(0, top), xlabel="true magnitude (meV/Å)", ylabel="predicted magnitude (meV/Å)")
+        axes.set(
+            xlim=(0, top), ylim=(0, top), xlabel=f"true magnitude ({unit})", ylabel=f"predicted magnitude ({unit})"
+        )
         axes.set_aspect("equal")
         axes.legend(loc="upper left")
         _atoms_bar(figure, axes, shades)
@@ -124,7 +129,7 @@ def _polar(angle: NDArray[Any]) -> str:
         return svg(figure, "angles")
 
 
-def _angle_against_error(angle: NDArray[Any], error: NDArray[Any]) -> str:
+def _angle_against_error(angle: NDArray[Any], error: NDArray[Any], unit: str) -> str:
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(4.3, 3.9), layout="constrained")
         known = np.isfinite(angle)
@@ -139,7 +144,7 @@ def _angle_against_error(angle: NDArray[Any], error: NDArray[Any]) -> str:
             cmap="viridis",
             rasterized=True,
         )
-        axes.set(xlim=(0, 180), ylim=(0, top), xlabel="angle (degrees)", ylabel="|magnitude error| (meV/Å)")
+        axes.set(xlim=(0, 180), ylim=(0, top), xlabel="angle (degrees)", ylabel=f"|magnitude error| ({unit})")
         axes.set_xticks(range(0, 181, 30))
         _atoms_bar(figure, axes, shades)
         return svg(figure, "angle-magnitude")

@@ -15,8 +15,9 @@ from pydantic import Field, model_validator
 from forcefield_ml import pretrained
 from forcefield_ml.config import StrictConfig, parse_config
 from forcefield_ml.data.target import Target
-from forcefield_ml.errors import ConfigError, ModelFileError, UnstableError
+from forcefield_ml.errors import ConfigError, ForceModeError, ModelFileError, UnstableError
 from forcefield_ml.files import write_whole
+from forcefield_ml.units import FORCE
 from forcefield_ml.validation.commands import commands
 from forcefield_ml.validation.inputs import input_kind, labelled
 from forcefield_ml.validation.report import Judged, ReportInputs, write_report
@@ -137,10 +138,14 @@ def _refuse_models(models: tuple[Path, ...]) -> None:
     for path in models:
         if not path.is_file():
             raise ModelFileError(f"there is no model {path}. Give a model.pt or a checkpoint of forcefield-ml train.")
-        if files.is_torchscript(path):
-            _card(path)
-        else:
+        if not files.is_torchscript(path):
             files.load_model(path)
+        target = _target(path)
+        if target.quantity is not FORCE:
+            raise ForceModeError(
+                f"{path} predicts {target.name!r}, {target.quantity.name}s and no forces, and validate judges forces. "
+                f"Judge it with `forcefield-ml evaluate {path} DATASET`, use it with `forcefield-ml refine`"
+            )
 
 
 def _symmetry(config: ValidationConfig, frames: ForceDataset, message: Message) -> dict[str, Any] | None:

@@ -54,7 +54,7 @@ def write_dataset(
             "versions": "{}",
             "content_sha256": f"{seed:064d}",
         }
-        for attribute in (attribute for attribute in schema.FILE_ATTRIBUTES if attribute.required):
+        for attribute in (one for one in schema.declared(schema.FILE_ATTRIBUTES, schema.FORCES) if one.required):
             file.attrs[attribute.name] = values[attribute.name]
         for number, (name, split) in enumerate(splits.items()):
             entry = _entry(random, n_frames, n_atoms + 7 * number)
@@ -73,7 +73,7 @@ def write_dataset(
                 "pme_alpha": 3.0,
                 "pme_grid": np.array([20, 20, 20], dtype=np.int32),
             }
-            for attribute in (attribute for attribute in schema.ENTRY_ATTRIBUTES if attribute.required):
+            for attribute in (one for one in schema.declared(schema.ENTRY_ATTRIBUTES, schema.FORCES) if one.required):
                 group.attrs[attribute.name] = attributes[attribute.name]
             if parts:
                 group.attrs["reciprocal_alpha"] = 4.5
@@ -119,3 +119,47 @@ def _entry(random: np.random.Generator, n_frames: int, n_atoms: int) -> dict[str
         "energy": np.zeros(n_frames),
         "displacement": np.zeros(n_frames),
     }
+
+
+def write_refinement_dataset(path: Path, splits: dict[str, str], seed: int = 0, n_atoms: int = 80) -> Path:
+    """Write candidates whose vectors are, up to a factor, `pair_forces`; every fourth atom has no partner."""
+    from data_pipeline.dataset.pack import PackedEntry, pack
+
+    random = np.random.default_rng(seed)
+    entries = []
+    for number, (name, split) in enumerate(sorted(splits.items())):
+        species = random.choice([6, 7, 8, 15], n_atoms).astype("u1")
+        positions = random.uniform(0, 0.9, (1, n_atoms, 3)).astype("f4")
+        partner = np.arange(n_atoms) % 4 != 3
+        vectors = 1e-4 * pair_forces(positions[0].astype(float), species.astype(float), 100 * np.eye(3))[None]
+        fields = {
+            "species": species,
+            "atom_names": np.full(n_atoms, b"X", "S4"),
+            "residue_names": np.full(n_atoms, b"G", "S4"),
+            "residue_index": (np.arange(n_atoms) // 10).astype("i4"),
+            "bonds": np.zeros((0, 2), "i4"),
+            "target_mask": partner,
+            "positions": positions,
+            "refinement": np.where(partner[:, None], vectors, 0).astype("f4"),
+            "native_positions": np.where(partner[:, None], positions + vectors, 0).astype("f4"),
+            "has_partner": partner,
+            "chain_names": np.full(n_atoms, b"A", "S4"),
+            "residue_numbers": (np.arange(n_atoms) // 10).astype("S8"),
+        }
+        attributes = {
+            "split": split,
+            "cluster": f"c{number}",
+            "sequence": "ACGU"[number % 4] * 8,
+            "source_file": f"{name}.pdb",
+            "source_sha256": "0" * 64,
+            "native_file": "native.pdb",
+            "native_sha256": "1" * 64,
+            "native_atoms": int(partner.sum()),
+            "renamed_residues": 0,
+            "missing_residues": 0,
+            "degenerate_atoms": 0,
+        }
+        entries.append(PackedEntry(name, fields, attributes))
+    header = {"task": schema.REFINEMENT, "protocol": "candidates", "config": "{}", "versions": "{}"}
+    pack(entries, path, header)
+    return path

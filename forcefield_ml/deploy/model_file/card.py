@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import forcefield_ml
-from forcefield_ml.data.target import TARGET_ATOMS, TARGET_NAMES
+from forcefield_ml.data.target import TARGET_ATOMS, TARGET_NAMES, quantity_of
 from forcefield_ml.errors import ModelFileError, closest
 from forcefield_ml.models.fingerprint import weights_sha256
+from forcefield_ml.units import FORCE
 from forcefield_ml.versions import package_versions
 
 FORMAT = "forcefield-ml-model"
@@ -18,7 +19,7 @@ CARD_FILE = "card.json"
 """Name of the card inside model.pt."""
 
 PREDICTS = (*TARGET_NAMES, "magnitude")
-"""What the forces are: a target of training (`data.target`), or no vector but a magnitude."""
+"""What the vectors are: a target of training (`data.target`), or no vector but a magnitude."""
 
 RECIPROCAL_KEYS = {
     "alpha": "Ewald splitting parameter in 1/nm",
@@ -35,14 +36,14 @@ KEYS: dict[str, tuple[type, str]] = {
     "format_version": (int, "`FORMAT_VERSION` of the writer"),
     "architecture": (str, "registered name of the architecture"),
     "model_config": (dict, "rebuilds the eager model with models.build"),
-    "units": (dict, "length nm, force kJ/mol/nm"),
+    "units": (dict, "length nm, force kJ/mol/nm; of refinement displacement nm"),
     "neighbours": (dict, "kind (nearest or cutoff), n_neighbours, cutoff in nm, n_layers"),
     "species": (list, "atomic numbers the model accepts"),
     "predicts": (str, "one of `PREDICTS`"),
     "target_atoms": (str, "one of `TARGET_ATOMS`"),
     "energy": (bool, "whether the forces are the gradient of an energy the model returns"),
     "training": (dict, "entries, sequences, residues, dataset_sha256, protocol, n_batches, recipe, seed"),
-    "metrics": (dict, "of the validation split, meV/Å and degrees"),
+    "metrics": (dict, "of the validation split, meV/Å (of displacements Å) and degrees"),
     "versions": (dict, "of the packages that trained and exported the model"),
     "created_with": (str, "program and version, date"),
 }
@@ -93,14 +94,14 @@ def make_card(
     ModelFileError
         If a value is not allowed.
     """
-    config = dict(model.config)
+    config, quantity = dict(model.config), quantity_of(predicts)
     can = model.capabilities
     card = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "architecture": str(config.get("architecture", type(model).__name__)),
         "model_config": config,
-        "units": {"length": "nm", "force": "kJ/mol/nm"},
+        "units": {"length": "nm", **({"force": "kJ/mol/nm"} if quantity is FORCE else {quantity.name: "nm"})},
         "neighbours": {
             "kind": can.neighbours,
             "n_neighbours": can.n_neighbours,

@@ -10,7 +10,9 @@ from typing import Any
 
 import gemmi
 
+from data_pipeline.schema import Paper
 from forcefield_ml import pretrained
+from forcefield_ml.data.target import quantity_of
 from forcefield_ml.deploy.force.binding import some
 from forcefield_ml.deploy.model_file import bundle
 from forcefield_ml.deploy.system.modes import MEANING, modes_of
@@ -18,6 +20,7 @@ from forcefield_ml.errors import ModelFileError
 from forcefield_ml.progress import duration
 from forcefield_ml.training.metrics import KEYS
 from forcefield_ml.training.provenance import stages_of
+from forcefield_ml.units import FORCE
 
 LABEL = 14
 """Characters of the first column."""
@@ -28,8 +31,8 @@ COLUMNS = 5
 
 MOST_STAGES = 4
 
-DIGITS = {"tensor": 1, "magnitude": 1, "angle": 1, "relative": 3, "pearson": 4}
-"""Decimals of each metric."""
+DIGITS = {"angle": 1, "relative": 3, "pearson": 4}
+"""Decimals of the metrics that are in no unit of what is predicted."""
 
 
 def show(path: Path, as_json: bool = False) -> str:
@@ -77,11 +80,12 @@ def describe(card: Mapping[str, Any], name: str, n_parameters: int, licence: str
         If what the card tells is not of the form in which this program writes it.
     """
     try:
+        forces = quantity_of(card["predicts"]) is FORCE
         lines = [
             *_network(card, name, n_parameters),
-            *_learnt(card["training"]),
+            *_learnt(card["training"], forces),
             *_errors(card),
-            *_verdict(card),
+            *(_verdict(card) if forces else _row("use", "forcefield-ml refine MODEL STRUCTURE -o OUT")),
             *_row("licence", licence),
         ]
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
@@ -118,12 +122,15 @@ def _network(card: Mapping[str, Any], name: str, n_parameters: int) -> list[str]
     ]
 
 
-def _learnt(training: Mapping[str, Any]) -> list[str]:
+def _learnt(training: Mapping[str, Any], forces: bool) -> list[str]:
     entries, stages = training.get("entries") or [], stages_of(training)
     if not entries:
         return _row("trained on", "the card does not tell")
     field = str(training.get("force_field", "an unknown force field"))
-    lines = _row("trained on", f"{counted(len(entries), 'protein')} ({some(entries)}), forces of {field}")
+    told = f"{counted(len(entries), 'protein')} ({some(entries)}), forces of {field}"
+    if not forces:
+        told = f"{counted(len(entries), 'candidate structure')} ({some(entries)}) and their natives"
+    lines = _row("trained on", told)
     hidden = len(stages) - MOST_STAGES
     if hidden > 0:
         lines += _row("", f"{counted(hidden, 'earlier stage')}: see --json")
@@ -156,13 +163,13 @@ def _stage(stage: Mapping[str, Any]) -> str:
 
 
 def _errors(card: Mapping[str, Any]) -> list[str]:
-    found = card.get("evaluation")
+    found, quantity = card.get("evaluation"), quantity_of(card["predicts"])
     if found is None:
         metrics = card["metrics"]
         if not metrics:
             return _row("errors", "not evaluated")
         lines = _row("errors", "on the validation split alone, which chose these weights (no evaluation in the card)")
-        return [*lines, *_table({"model": metrics, "naive": metrics["naive"]})]
+        return [*lines, *_table({"model": metrics, "naive": metrics["naive"]}, quantity)]
     data, proteins = found["dataset"], found["proteins"]
     seen = f"{counted(found['n_proteins'], 'protein')}, {counted(found['n_frames'], 'frame')}"
     about = (
@@ -172,29 +179,33 @@ def _errors(card: Mapping[str, Any]) -> list[str]:
     return [
         *_row("errors", about),
         *_known(found["sequences_trained_on"]),
-        *_table({"model": found, "naive": found["naive"]}, proteins),
-        *_groups("by element", found["elements"]),
-        *_groups("by residue", found["residues"]),
+        *_table({"model": found, "naive": found["naive"]}, quantity, proteins),
+        *_groups("by element", found["elements"], quantity),
+        *_groups("by residue", found["residues"], quantity),
     ]
 
 
-def _table(rows: Mapping[str, Mapping[str, Any]], proteins: Mapping[str, Mapping[str, Any]] | None = None) -> list[str]:
+def _table(
+    rows: Mapping[str, Mapping[str, Any]], quantity: Paper, proteins: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[str]:
     """Return metrics in columns; of proteins their mean with its standard error."""
-    units = {"tensor": "meV/Å", "magnitude": "meV/Å", "angle": "°"}
+    units = {"tensor": quantity.unit, "magnitude": quantity.unit, "angle": "°"}
+    digits = {key: DIGITS.get(key, quantity.digits) for key in KEYS}
     table = {"": {key: f"{key} {units.get(key, '')}".strip() for key in KEYS}}
     for name, metrics in rows.items():
-        table[name] = {key: _number(metrics[key], DIGITS[key]) for key in KEYS}
+        table[name] = {key: _number(metrics[key], digits[key]) for key in KEYS}
     if proteins is not None:
         mean, error = proteins["mean"], proteins["standard_error"]
-        table["by protein"] = {key: _plus_minus(mean[key], error[key], DIGITS[key]) for key in KEYS}
+        table["by protein"] = {key: _plus_minus(mean[key], error[key], digits[key]) for key in KEYS}
     return [f"{name:{LABEL}}" + "".join(f"{row[key]:>18}" for key in KEYS) for name, row in table.items()]
 
 
-def _groups(label: str, groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _groups(label: str, groups: Mapping[str, Mapping[str, Any]], quantity: Paper) -> list[str]:
     """Return the error of each group beside the naive predictor's, in columns."""
     key = "magnitude" if any(group["tensor"] is None for group in groups.values()) else "tensor"
     cells = [
-        f"{name:4}{_number(group[key], 1):>6} / {_number(group['naive'][key], 1):6}" for name, group in groups.items()
+        f"{name:4}{quantity.text(group[key]):>6} / {quantity.text(group['naive'][key]):6}"
+        for name, group in groups.items()
     ]
     rows = [cells[start : start + COLUMNS] for start in range(0, len(cells), COLUMNS)]
     return [f"{label if not number else '':{LABEL}}" + "  ".join(row).rstrip() for number, row in enumerate(rows)]

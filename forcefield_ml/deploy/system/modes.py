@@ -8,7 +8,8 @@
 | `correction` | full MM plus the network's    | full MM                              | predicts reference_minus_mm   |
 
 In modes `system` and `solute` a model that predicts total_minus_reciprocal serves as well: the reciprocal-space sum,
-which OpenMM then computes from the charges (`reciprocal`), is added wherever the network's force acts.
+which OpenMM then computes from the charges (`reciprocal`), is added wherever the network's force acts. A model that
+predicts refinement serves none: what it predicts are displacements and no forces.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ import numpy as np
 import openmm
 
 from forcefield_ml import units
+from forcefield_ml.data.target import quantity_of
 from forcefield_ml.deploy.force.openmm_force import BOX_TOLERANCE
 from forcefield_ml.deploy.system.mm import BAROSTATS, FORCELESS, class_name
 from forcefield_ml.errors import BoxError, ForceModeError, closest
+from forcefield_ml.units import FORCE
 
 MODES = ("system", "solute", "embedded", "correction")
 
@@ -39,6 +42,7 @@ MEANING = {
     "total_minus_reciprocal": "the total force without the reciprocal-space sum",
     "solute_alone": "the force that the chosen atoms exert on each other",
     "reference_minus_mm": "the difference between a reference and the MM force",
+    "refinement": "where the atoms of a candidate structure should move",
     "magnitude": "how large a force is, without a direction",
 }
 
@@ -53,6 +57,27 @@ def modes_of(card: Mapping[str, Any]) -> list[str]:
     """
     fitting = [mode for mode in MODES if card["predicts"] in NEEDED[mode]]
     return [mode for mode in fitting if mode != "system" or card["target_atoms"] == "all"]
+
+
+def require_forces(card: Mapping[str, Any]) -> None:
+    """Refuse a model whose vectors are no forces.
+
+    Parameters
+    ----------
+    card
+        Of the model.
+
+    Raises
+    ------
+    ForceModeError
+        If it predicts something else; says what the model is for.
+    """
+    if quantity_of(card["predicts"]) is not FORCE:
+        raise ForceModeError(
+            f"by its card this model predicts {card['predicts']!r} ({MEANING[card['predicts']]}): displacements and no "
+            "forces, which no simulation, minimisation or energy can be made of. It refines a structure: "
+            "forcefield-ml refine MODEL STRUCTURE -o OUT"
+        )
 
 
 def check_mode(card: dict[str, Any], mode: str) -> None:
@@ -72,6 +97,7 @@ def check_mode(card: dict[str, Any], mode: str) -> None:
     """
     if mode not in MODES:
         raise ForceModeError(f"no mode {mode!r}.{closest(mode, MODES)}")
+    require_forces(card)
     predicts = card["predicts"]
     if predicts not in NEEDED[mode]:
         needed = " or ".join(f"{name!r} ({MEANING[name]})" for name in NEEDED[mode])

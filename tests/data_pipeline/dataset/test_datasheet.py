@@ -21,9 +21,9 @@ from data_pipeline.dataset import datasheet as datasheet_module
 from data_pipeline.dataset.check import open_dataset, read_entries
 from data_pipeline.dataset.datasheet import datasheet, entry_link, find_summary, limits, write_datasheet
 from data_pipeline.dataset.pack import PackedEntry, pack
-from data_pipeline.dataset.tally import MEV_PER_ANGSTROM, histogram, superposed_rmsd
+from data_pipeline.dataset.tally import histogram, superposed_rmsd
 from data_pipeline.errors import ConfigError
-from data_pipeline.schema import SPLITS, SchemaError
+from data_pipeline.schema import MEV_PER_ANGSTROM, SPLITS, SchemaError
 
 FRAMES, TARGETS, WATERS = 3, 8, 5
 HOSTILE = "<script>alert(1)</script>"

@@ -19,9 +19,8 @@ from data_pipeline.dataset.check import check, open_dataset, read_entries
 from data_pipeline.dataset.datasheet import datasheet
 from data_pipeline.dataset.describe import markdown
 from data_pipeline.dataset.pack import COMPRESSIONS, PackedEntry, digest_header, pack
-from data_pipeline.dataset.tally import MEV_PER_ANGSTROM
 from data_pipeline.errors import PipelineError
-from data_pipeline.schema import ENTRY_FIELDS, SCHEMA_VERSION, SchemaError
+from data_pipeline.schema import ENTRY_FIELDS, MEV_PER_ANGSTROM, SCHEMA_VERSION, SchemaError
 from data_pipeline.versions import versions
 
 SEQUENCES = {"1aaa": "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ", "2bbb": "GSSGSSGWCPDNYTHEVCQMMLFRADGKPWNCE"}
