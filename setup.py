@@ -27,6 +27,7 @@ setup(
     package_data={
         "data_pipeline.dataset": ["templates/*.html"],
         "forcefield_ml.validation": ["templates/*.html"],
+        "forcefield_ml.refinement": ["templates/*.html"],
         "forcefield_ml.kernels": ["*.c"],
         "forcefield_ml.pretrained": ["*.pt", "*.yaml"],
     },

@@ -382,6 +382,63 @@ def validate(
     typer.echo(plain.read_text(encoding="utf-8") if as_json else f"{html}\n{plain}")
 
 
+@app.command()
+def refine(
+    model: Annotated[Path, typer.Argument(help="model.pt that predicts refinement")],
+    structure: Annotated[Path, typer.Argument(help="PDB or mmCIF file, plain or .gz: a protein or nucleic acid")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="folder for refined.pdb (or .cif), report.html and report.json")
+    ],
+    native: Annotated[
+        Path | None, typer.Option(help="the true structure: tells whether the result is nearer; the steps ignore it")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="most steps; 10 if left out, 0 only predicts")] = None,
+    fraction: Annotated[
+        float | None,
+        typer.Option(help="of each vector that a step goes, above 0, at most 1; 0.1 if left out"),
+    ] = None,
+    max_step: Annotated[
+        float | None, typer.Option(help="nm that no atom moves farther in a step, at most 0.2; 0.05 if left out")
+    ] = None,
+    average: Annotated[int | None, typer.Option(help="last structures whose mean is the result; 1 if left out")] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="steps without shorter vectors after which it stops; 5 if left out")
+    ] = None,
+    free_geometry: Annotated[
+        bool, typer.Option("--free-geometry", help="do not put bonds, angles and clashes right after each step")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="print report.json")] = False,
+) -> None:
+    """Move a structure towards its native along the vectors that a model predicts.
+
+    It takes small steps, holds bonds and angles at the input's lengths and stops by itself: when the predicted vectors
+    no longer get shorter, when clashes or bonds get worse than in the input, or when all steps are done. Hydrogens and
+    alternative locations move with their residue; water, ions and ligands stay; names, numbers, B factors and the
+    rest of the file stay as they are.
+
+    Without --native nobody knows whether the result is nearer to the truth. With it RMSD, local RMSD and lDDT are told
+    before and after, and what became WORSE is said on the screen, in report.json and on the page.
+    """
+    from forcefield_ml.config import parse_config
+    from forcefield_ml.refinement import Settings
+    from forcefield_ml.refinement import refine as run
+
+    given = {
+        "steps": steps,
+        "fraction": fraction,
+        "max_step": max_step,
+        "average": average,
+        "patience": patience,
+        "keep_geometry": False if free_geometry else None,
+    }
+    settings = parse_config(Settings, {key: value for key, value in given.items() if value is not None}, "refine")
+    done = run(model, structure, native, settings, device=device, quiet=False)
+    files = done.write(output)
+    lines = [*done.report["outcome"], *done.report["notes"], *map(str, files.values())]
+    typer.echo(files["json"].read_text(encoding="utf-8") if as_json else "\n".join(lines))
+
+
 def main() -> None:
     """Run the command line; errors this package raises on purpose end as one message and exit code 1."""
     try:

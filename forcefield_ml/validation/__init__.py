@@ -11,6 +11,7 @@
 | uses.py      | the three uses: thresholds, and whether they are met                        |
 | verdict.py   | the numbers in plain words                                                  |
 | commands.py  | the commands that make a page again                                         |
+| page.py      | how a page and its JSON are written; shared with `refinement`               |
 | report.py    | `write_report`: report.html, self-contained, and report.json                |
 | validate.py  | `validate`: dataset, PDB entry or trajectory to page                        |
 """

@@ -188,13 +188,14 @@ def lines(
     level: float | None = None,
     level_label: str = "",
     name: str = "lines",
+    xlabel: str = "time (ps)",
 ) -> str:
-    """Draw series over time.
+    """Draw series over time, or over something else that goes on.
 
     Parameters
     ----------
     time
-        (n,) ps.
+        (n,) ps, or in the unit of `xlabel`.
     series
         Name to (n,) values.
     ylabel
@@ -205,6 +206,8 @@ def lines(
         What it is.
     name
         Of the figure, its own on the page.
+    xlabel
+        With its unit.
 
     Returns
     -------
@@ -217,8 +220,8 @@ def lines(
             axes.plot(time, values, color=colour, lw=1.5, label=label, marker="o" if len(time) < 12 else "", ms=3)
         if level is not None:
             axes.axhline(level, color=GREY, lw=1, ls="--", label=level_label)
-        axes.set(xlabel="time (ps)", ylabel=ylabel)
-        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6))
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6, integer=all(isinstance(at, int) for at in time)))
         axes.grid()
         if len(series) > 1 or level is not None:
             figure.legend(loc="outside upper right", ncols=3, fontsize=9)

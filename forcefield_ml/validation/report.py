@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-import forcefield_ml
 from forcefield_ml.data import ForceDataset
 from forcefield_ml.deploy.model_file.judgement import REPORT_FORMAT
-from forcefield_ml.files import write_whole
 from forcefield_ml.validation import figures, paper
 from forcefield_ml.validation.dynamics import plots as dynamics_plots
 from forcefield_ml.validation.forces import Detail, PerAtomForces, in_detail, read_forces
+from forcefield_ml.validation.page import made, write_page
 from forcefield_ml.validation.summary import summary
 from forcefield_ml.validation.uses import FIT, judge
 from forcefield_ml.validation.verdict import describe_model, verdict
@@ -109,25 +105,11 @@ def write_report(out_dir: Path, inputs: ReportInputs) -> tuple[Path, Path]:
     ConfigError
         If a file cannot be read or written.
     """
-    out_dir.mkdir(parents=True, exist_ok=True)
     forces = None if inputs.per_atom is None else read_forces(inputs.per_atom)
     detail = None if forces is None or inputs.frames is None else in_detail(forces, inputs.frames)
     values = content(inputs, detail)
-    environment = Environment(
-        loader=PackageLoader("forcefield_ml.validation"),
-        autoescape=select_autoescape(["html"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"], environment.filters["pm"] = number, with_error
-    html, plain = out_dir / "report.html", out_dir / "report.json"
-    page = environment.get_template("report.html").render(
-        **values, plots=plots(inputs, forces, detail), metric_rows=METRICS
-    )
-    write_whole(html, page.encode("utf-8"))
-    write_whole(plain, json.dumps(values, indent=1, ensure_ascii=False).encode("utf-8"))
-    return html, plain
+    shown = {"plots": plots(inputs, forces, detail), "metric_rows": METRICS}
+    return write_page(out_dir, "forcefield_ml.validation", "report.html", values, shown)
 
 
 def content(inputs: ReportInputs, detail: Detail | None) -> dict[str, Any]:
@@ -148,7 +130,7 @@ def content(inputs: ReportInputs, detail: Detail | None) -> dict[str, Any]:
     minimised = [p for p in inputs.pipelines if "minimized" in p["datasets"]]
     return {
         "format": REPORT_FORMAT,
-        "made": f"forcefield-ml {forcefield_ml.__version__}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "made": made(),
         "weights_sha256": metrics.get("weights_sha256"),
         "verdict": verdict(card, metrics, inputs.simulations, uses),
         "uses": [use.plain() for use in uses],
@@ -199,33 +181,6 @@ def plots(inputs: ReportInputs, forces: PerAtomForces | None, detail: Detail | N
     for index, result in enumerate(inputs.simulations):
         drawn["simulations"].append(_simulation_plots(result, index))
     return drawn
-
-
-def number(value: float | None, digits: int = 1) -> str:
-    """Return a number for a table, a dash for none.
-
-    Parameters
-    ----------
-    value
-        The number.
-    digits
-        Decimals.
-    """
-    return "–" if value is None else f"{value:,.{digits}f}"
-
-
-def with_error(value: Mapping[str, Any], digits: int) -> str:
-    """Return a mean with its standard error for a table.
-
-    Parameters
-    ----------
-    value
-        ``mean`` and ``standard_error``.
-    digits
-        Decimals.
-    """
-    error = value["standard_error"]
-    return number(value["mean"], digits) + ("" if error is None else f" ± {number(error, digits)}")
 
 
 def _simulation_plots(result: Mapping[str, Any], index: int) -> dict[str, Markup]:

@@ -41,8 +41,8 @@ def structure(atoms: ProteinAtoms, marked: list[int], errors: list[float], ranks
     str
         SVG.
     """
-    flat = _seen_flat(atoms.positions)
-    depth = _shade(flat[:, 2])
+    flat = seen_flat(atoms.positions)
+    depth = shade(flat[:, 2])
     bonds, residue = atoms.bonds, atoms.residue_number
     chain = np.isin(atoms.name, list(CHAIN))
     heavy = atoms.species > 1
@@ -81,24 +81,31 @@ def structure(atoms: ProteinAtoms, marked: list[int], errors: list[float], ranks
         axes.margins(0.15)
         axes.autoscale_view()
         axes.set_axis_off()
-        _scale_bar(axes, flat)
+        scale_bar(axes, flat)
         return figures.svg(figure, name)
 
 
-def _seen_flat(positions: NDArray[Any]) -> NDArray[np.float64]:
+def seen_flat(positions: NDArray[Any]) -> NDArray[np.float64]:
     """Return positions (n, 3) with the longest axis first and the shortest, along which one looks, last."""
+    return (np.asarray(positions, dtype=np.float64) - positions.mean(axis=0)) @ view(positions)
+
+
+def view(positions: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the rotation (3, 3) that `seen_flat` applies to rows; of vectors it needs no more."""
     centred = np.asarray(positions, dtype=np.float64) - positions.mean(axis=0)
     axes = np.linalg.svd(centred, full_matrices=False)[2]
     axes[2] *= np.sign(np.linalg.det(axes)) or 1.0  # a mirrored protein would be another one
-    return centred @ axes.T
+    return np.asarray(axes.T)
 
 
-def _shade(depth: NDArray[np.float64]) -> NDArray[np.float64]:
+def shade(depth: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the opacity of atoms, nearer ones being darker; depth (n,) grows towards the eye."""
     span = max(float(np.ptp(depth)), 1e-9)
     return 0.3 + 0.7 * (depth - depth.min()) / span
 
 
-def _scale_bar(axes: Any, flat: NDArray[np.float64]) -> None:
+def scale_bar(axes: Any, flat: NDArray[np.float64]) -> None:
+    """Draw a bar of 0.5 nm below atoms (n, 3), as `seen_flat` gives them."""
     left, low = flat[:, 0].min(), flat[:, 1].min() - 0.12 * max(float(np.ptp(flat[:, 1])), 0.2)
     axes.plot([left, left + 0.5], [low, low], color=figures.GREY, lw=2)
-    axes.text(left, low, "0.5 nm", va="top", fontsize=9)
+    axes.annotate("0.5 nm", (left, low), xytext=(0, -3), textcoords="offset points", va="top", fontsize=9)

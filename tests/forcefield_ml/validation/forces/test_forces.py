@@ -14,7 +14,7 @@ from forcefield_ml.training import predict
 from forcefield_ml.units import MEV_PER_ANGSTROM
 from forcefield_ml.validation.forces import groups
 from forcefield_ml.validation.forces.groups import by_class, protein_atoms
-from forcefield_ml.validation.forces.picture import _seen_flat
+from forcefield_ml.validation.forces.picture import seen_flat
 from forcefield_ml.validation.forces.worst import worst_atoms
 
 PEPTIDE = [  # name, residue, charge
@@ -124,7 +124,7 @@ def test_predictions_know_their_atoms(target: Target, tmp_path: Path) -> None:
 def test_view_is_a_rotation(seed: int) -> None:
     """Turned, not mirrored: distances and handedness stay; the depth is the thinnest direction."""
     positions = np.random.default_rng(seed).normal(size=(20, 3)) * [1.0, 5.0, 3.0]
-    flat = _seen_flat(positions)
+    flat = seen_flat(positions)
     assert np.ptp(flat, axis=0).argmin() == 2
 
     def handed(x: np.ndarray) -> float:
