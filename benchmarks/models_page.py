@@ -18,7 +18,8 @@ from typing import Any
 
 HEAD = """# The models that ship, on proteins they have not seen
 
-Written by `{command}`. Tensor errors in meV/Å, ± the standard error of the mean over proteins, and the mean force behind them.
+Written by `{command}`. Tensor errors in meV/Å, ± the standard error of the mean over proteins, and the mean force
+behind them.
 
 | model | data | proteins (frames) | tensor | angle (°) | relative | Pearson | of water and ions |
 |---|---|---|---|---|---|---|---|"""
