@@ -40,7 +40,8 @@ from data_pipeline.config import PipelineConfig, load_config
 from data_pipeline.engine import Task, run_task
 from data_pipeline.engine.local import THREAD_VARIABLES
 from data_pipeline.ledger import OK, Ledger, Record
-from data_pipeline.run import run, versions
+from data_pipeline.run import run
+from data_pipeline.versions import versions
 
 ROOT = Path(__file__).parents[1]
 
