@@ -54,7 +54,7 @@ def read(path: Path) -> files.Checkpoint:
     Parameters
     ----------
     path
-        Of a checkpoint or of an exported model.pt, or the name of a model that ships.
+        Of a checkpoint or of an exported model.pt.
 
     Raises
     ------
