@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import noted_page
 
 HEAD = """# The models that ship, on proteins they have not seen
 
@@ -27,22 +28,16 @@ behind them.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the page, or print it; return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "benchmarks/models_page.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("evaluations", type=Path, nargs="+", help="JSON of `forcefield-ml evaluate`")
-    parser.add_argument("-o", "--output", type=Path, help="Markdown file; printed where none is named")
-    parser.add_argument("--note", default="", help="what a reader must know of the data")
-    options = parser.parse_args(arguments)
-    given = [str(word) for word in (sys.argv[1:] if arguments is None else arguments)]
-    if "--note" in given:
-        given[given.index("--note") + 1] = "..."  # it stands below
-    command = shlex.join(["python", "benchmarks/models_page.py", *given])
-    rows = [row(json.loads(path.read_text(encoding="utf-8"))) for path in options.evaluations]
-    page = "\n".join([HEAD.format(command=command), *rows, *(["", options.note] if options.note else []), ""])
-    if options.output is None:
-        print(page, end="")
-    else:
-        options.output.write_text(page, encoding="utf-8")
-    return 0
+
+    def markdown(options: argparse.Namespace, command: str) -> str:
+        rows = [row(json.loads(path.read_text(encoding="utf-8"))) for path in options.evaluations]
+        return "\n".join([HEAD.format(command=command), *rows, ""])
+
+    return noted_page.write(parser, markdown, arguments)
 
 
 def row(found: dict[str, Any]) -> str:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import noted_page
 import numpy as np
 
 COLUMNS = (
@@ -33,22 +33,11 @@ COLUMNS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the page, or print it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "benchmarks/runs_page.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", type=Path, nargs="+", help="output folders of `forcefield-ml simulate`")
-    parser.add_argument("-o", "--output", type=Path, help="Markdown file; printed where none is named")
-    parser.add_argument("--note", default="", help="what a reader must know of the runs")
-    options = parser.parse_args(arguments)
-    given = [str(word) for word in (sys.argv[1:] if arguments is None else arguments)]
-    if "--note" in given:
-        given[given.index("--note") + 1] = "..."  # it stands below
-    page = markdown(options.runs, shlex.join(["python", "benchmarks/runs_page.py", *given]))
-    if options.note:
-        page += f"\n{options.note}\n"
-    if options.output is None:
-        print(page, end="")
-    else:
-        options.output.write_text(page, encoding="utf-8")
-    return 0
+    return noted_page.write(parser, lambda options, command: markdown(options.runs, command), arguments)
 
 
 def markdown(folders: Sequence[Path], command: str) -> str:
