@@ -1,10 +1,10 @@
-"""Train the rows of an ablation study and write the table: what changed, error on validation proteins, µs per atom.
+"""Train the rows of an ablation study and write the table: what changed, error on validation molecules, µs per atom.
 
     python benchmarks/ablations.py benchmarks/ablations.yaml thermal=runs/pdb/thermal/dataset.h5 -o runs/ablations \
         --page docs/results/ablations.md
 
-Datasets are given as NAME=PATH, by the names that the study uses. Test proteins are not looked at. Stopped, the same
-command goes on.
+Datasets, of forces or of refinement vectors, are given as NAME=PATH, by the names that the study uses. Test molecules
+are not looked at. Stopped, the same command goes on.
 """
 
 from __future__ import annotations
@@ -20,14 +20,17 @@ import numpy as np
 import study
 import torch
 
+from data_pipeline.schema import FORCES, PAPER, REFINEMENT, Paper, open_dataset, task_of
 from forcefield_ml.bonded.bound import bound_terms
 from forcefield_ml.data import ForceDataset, Target
 from forcefield_ml.deploy.force.evaluator import Evaluator
 from forcefield_ml.nn.embedding import types_of
 from forcefield_ml.training import checkpoint as files
 
-COLUMNS = {"tensor": 1, "magnitude": 1, "angle": 2, "relative": 4, "pearson": 4}
-"""Metric to digits."""
+COLUMNS = ("tensor", "magnitude", "angle", "relative", "pearson")
+
+TARGETS = {FORCES: Target("total", "all"), REFINEMENT: Target("refinement")}
+"""Task to what is timed."""
 
 REPEATS = 7
 
@@ -46,10 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except study.Stopped:
         print("stopped; the same command goes on", file=sys.stderr)
         return 130
+    first = next(iter(datasets.values()))
+    with open_dataset(first) as file:
+        task = task_of(file)
     page = options.page or options.output / f"{options.study.stem}.md"
     command = shlex.join(["python", "benchmarks/ablations.py", *(sys.argv[1:] if arguments is None else arguments)])
-    microseconds = costs({run.row: run.checkpoint for run in done}, next(iter(datasets.values())))
-    page.write_text(markdown(plan, done, microseconds, command), encoding="utf-8")
+    microseconds = costs({run.row: run.checkpoint for run in done}, first, TARGETS[task])
+    page.write_text(markdown(plan, done, microseconds, command, PAPER[task]), encoding="utf-8")
     print(page.read_text(encoding="utf-8"))
     return 0
 
@@ -62,12 +68,12 @@ def named(text: str) -> tuple[str, Path]:
     return name, Path(path)
 
 
-def costs(checkpoints: dict[str, Path], dataset: Path) -> dict[str, float]:
-    """Return by row the time of a force on every atom of one solvated protein, µs per atom.
+def costs(checkpoints: dict[str, Path], dataset: Path, target: Target) -> dict[str, float]:
+    """Return by row the time of a vector on every atom of the first validation frame, µs per atom.
 
     The rows are measured in turn, as often as `REPEATS`, and the least of each is taken: a shared machine only adds.
     """
-    frames = ForceDataset(dataset, "validation", Target("total", "all"))
+    frames = ForceDataset(dataset, "validation", target)
     calls = {}
     for row, path in checkpoints.items():
         model, _ = files.load_model(path)
@@ -87,7 +93,9 @@ def costs(checkpoints: dict[str, Path], dataset: Path) -> dict[str, float]:
     return {row: 1e6 * seconds / len(calls[row][1]) for row, seconds in least.items()}
 
 
-def markdown(plan: study.Study, runs: Sequence[study.Run], microseconds: dict[str, float], command: str) -> str:
+def markdown(
+    plan: study.Study, runs: Sequence[study.Run], microseconds: dict[str, float], command: str, quantity: Paper
+) -> str:
     """Return the page.
 
     Parameters
@@ -100,28 +108,31 @@ def markdown(plan: study.Study, runs: Sequence[study.Run], microseconds: dict[st
         Cost of each row, per atom.
     command
         That made it.
+    quantity
+        What is predicted.
     """
+    unit = quantity.unit
     lines = [
         *study.head(plan, command),
         *([plan.about.strip(), ""] if plan.about else []),
-        "| row | what it changes | batches | minutes | parameters | tensor (meV/Å) | of naive | magnitude (meV/Å) "
+        f"| row | what it changes | batches | minutes | parameters | tensor ({unit}) | of naive | magnitude ({unit}) "
         "| angle (°) | relative | Pearson | µs per atom |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in plan.rows:
-        lines.append(_row(row, plan.rows[row], [run for run in runs if run.row == row], microseconds[row]))
+        lines.append(_row(row, plan.rows[row], [run for run in runs if run.row == row], microseconds[row], quantity))
     judged = runs[0].evaluation
     lines += [
         "",
-        f"Errors on {judged['n_frames']} {plan.split} frames of {judged['n_proteins']} proteins of other clusters; "
-        f"dataset content `{judged['dataset']['content_sha256'][:16]}`. µs per atom: a force on every atom of a "
-        f"solvated protein, {torch.get_num_threads()} thread(s), neighbours given, least of {REPEATS} calls.",
+        f"Errors on {judged['n_frames']} {plan.split} frames of {judged['n_proteins']} molecules of other clusters; "
+        f"dataset content `{judged['dataset']['content_sha256'][:16]}`. µs per atom: a {quantity.name} on every atom "
+        f"of the first of them, {torch.get_num_threads()} thread(s), neighbours given, least of {REPEATS} calls.",
         "",
     ]
     return "\n".join(lines)
 
 
-def _row(name: str, changes: dict[str, object], runs: Sequence[study.Run], microseconds: float) -> str:
+def _row(name: str, changes: dict[str, object], runs: Sequence[study.Run], microseconds: float, quantity: Paper) -> str:
     training = runs[0].training
     cells = [
         name,
@@ -130,11 +141,12 @@ def _row(name: str, changes: dict[str, object], runs: Sequence[study.Run], micro
         f"{study.minutes(runs):.1f}",
         f"{training['n_parameters']:,}",
     ]
-    for key, digits in COLUMNS.items():
+    for key in COLUMNS:
+        digits = {"angle": 2, "relative": 4, "pearson": 4}.get(key, quantity.digits)
         values = [run.evaluation[key] for run in runs]
         cells.append("-" if None in values else study.mean(values, digits))  # order 0 has magnitudes alone
         if key == "tensor":
-            cells.append(f"{runs[0].evaluation['naive'][key]:.0f}")
+            cells.append(quantity.text(runs[0].evaluation["naive"][key]))
     return "| " + " | ".join([*cells, f"{microseconds:.2f}"]) + " |"
 
 

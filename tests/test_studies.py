@@ -111,6 +111,21 @@ def test_refinement_table(modules: dict[str, Any], tmp_path: Path) -> None:
     assert "(Å)" in (tmp_path / "page-magnitudes.svg").read_text() or (tmp_path / "page-angles.svg").is_file()
 
 
+def test_ablations_of_refinement(modules: dict[str, Any], tmp_path: Path) -> None:
+    """By the dataset's task: lengths in Å with its decimals, and the time of a displacement."""
+    splits = {"a": "train", "b": "validation", "c": "test"}
+    path = modules["dataset_files"].write_refinement_dataset(tmp_path / "dataset.h5", splits)
+    tiny = {"architecture": "tfn", "elements": [6, 7, 8, 15], "silent_elements": [], "channels": [3, 2, 1]}
+    base = {"target": "refinement", "max_batches": 2, "validate_every": 1, "targets_per_batch": 20, "model": tiny}
+    plan = write(tmp_path / "plan.yaml", title="T", base=base, rows={"one": {}})
+    assert modules["ablations"].main([str(plan), f"rna={path}", "-o", str(tmp_path / "runs")]) == 0
+    page = (tmp_path / "runs/plan.md").read_text()
+    (found,) = modules["study"].runs(modules["study"].read(plan), {"rna": path}, tmp_path / "runs")
+    naive, tensor = found.evaluation["naive"]["tensor"], found.evaluation["tensor"]
+    assert f"| {tensor:.2f} | {naive:.2f} |" in page and "tensor (Å)" in page and "meV" not in page
+    assert "a displacement on every atom of the first of them" in page
+
+
 def test_a_dataset_that_nobody_named(modules: dict[str, Any], dataset_path: Path, tmp_path: Path) -> None:
     """Told by name, with what was given and what to add."""
     study = modules["study"]
