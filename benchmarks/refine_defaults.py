@@ -1,6 +1,6 @@
-"""What the defaults of `forcefield-ml refine` were chosen by: true vectors, and true vectors as blurred as a model's.
+"""What the defaults of `forcefield-ml refine` were chosen by: a model's vectors, true ones, and true ones as blurred.
 
-    python benchmarks/refine_defaults.py FOLDER... [--trials default,steps=20] [--candidates 2]
+    python benchmarks/refine_defaults.py FOLDER... [--trials default,steps=20] [--candidates 2] [--model rna-refinement]
 
 Each folder holds native.pdb.gz and candidates/, as RNA-Puzzles has them. Kinds of predictor:
 
@@ -10,6 +10,7 @@ Each folder holds native.pdb.gz and candidates/, as RNA-Puzzles has them. Kinds 
 | fresh   | these with noise that is another at every step, shrunk to the least squared error              |
 | fixed   | the same noise at every step, each atom's its own                                              |
 | smooth  | the same noise at every step, shared by atoms within about 3 Å                                 |
+| model   | what the model given predicts                                                                  |
 
 Noise grows with an atom's true vector, as the paper finds (section 4.4), so that the mean angle is `ANGLE`. A network's
 errors are most like `smooth` and `fixed`: they depend on surroundings that a step hardly changes.
@@ -26,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from forcefield_ml.deploy.model import load
 from forcefield_ml.refinement import Settings, refine
 from forcefield_ml.refinement.scores import Native, find_native
 from forcefield_ml.refinement.structure_file import read_structure_file
@@ -73,20 +75,25 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--trials", default="default", help="comma between trials, + between settings")
-    parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--kinds", help="of the table above (default: model if one is given, else all others)")
+    parser.add_argument("--model", help="model.pt that predicts refinement, or the name of one that ships")
     parser.add_argument("--candidates", type=int, default=2, help="of each folder, evenly spaced by name")
     options = parser.parse_args(arguments)
+    kinds = (options.kinds or ("model" if options.model else ",".join(KINDS))).split(",")
+    if ("model" in kinds) != (options.model is not None):
+        parser.error(f"kinds are {', '.join(kinds)}; model is one of them if, and only if, --model is given")
+    model = None if options.model is None else load(options.model)
     print(f"| trial | predictor | {' | '.join(SHOWN)} | worse lDDT | steps | stopped |")
     print("|---|---|" + "---|" * (len(SHOWN) + 3), flush=True)
     for text in options.trials.split(","):
-        for kind in options.kinds.split(","):
+        for kind in kinds:
             rows = []
             for folder in options.folders:
                 files = sorted((folder / "candidates").iterdir())
                 for file in files[:: max(1, len(files) // options.candidates)][: options.candidates]:
                     read = read_structure_file(file)
                     native, _ = find_native(read.structure, folder / "native.pdb.gz")
-                    field = predictor(kind, native, read.start, len(rows))
+                    field = model if kind == "model" else predictor(kind, native, read.start, len(rows))
                     rows.append(refine(field, file, folder / "native.pdb.gz", trial(text)).report)
             change = [np.mean([row["after"][name] - row["before"][name] for row in rows]) for name in SHOWN]
             worse = sum(row["after"]["lddt"] < row["before"]["lddt"] for row in rows)

@@ -91,8 +91,10 @@ def check_command(
             console.print(f"{report.leakage}: none found")
         if report.recomputed:
             worst, where = report.worst
-            told = f"{len(report.recomputed)} entries labelled again {AGAIN[report.task]}: worst mean |dF| / mean |F|"
-            console.print(f"{told} {worst:.1e} ({where})", soft_wrap=True, highlight=False)
+            told = f"{len(report.recomputed)} entries labelled again {AGAIN[report.task]}: worst"
+            console.print(
+                f"{told} {PAPER[report.task].deviation} {worst:.1e} ({where})", soft_wrap=True, highlight=False
+            )
         verdict = "[green]good[/green]" if report.ok else f"[red]{len(report.problems)} problems[/red]"
         console.print(f"{escape(str(dataset))}: {verdict}", highlight=False, soft_wrap=True)
     if not report.ok:

@@ -63,6 +63,11 @@ class Paper(NamedTuple):
         """Return a value on paper without its unit, a dash for none; `digits` in place of its own if given."""
         return "-" if value is None else f"{value:.{self.digits if digits is None else digits}f}"
 
+    @property
+    def deviation(self) -> str:
+        """How far two sets of these vectors are apart, in symbols: ``mean |dF| / mean |F|``."""
+        return f"mean |d{self.symbol.strip('|')}| / mean {self.symbol}"
+
 
 MEV_PER_ANGSTROM = 1.0364269656
 """1 kJ/mol/nm in meV/Å; the same as in forcefield_ml.units, where it is derived (a test compares)."""

@@ -28,6 +28,7 @@ from data_pipeline.schema import (
     ENTRY_FIELDS,
     FILE_ATTRIBUTES,
     FORCES,
+    PAPER,
     REFINEMENT,
     SPLITS,
     SchemaError,
@@ -276,8 +277,8 @@ def _recompute(report: CheckReport, names: list[str], config: AnyConfig | None, 
             except PipelineError as error:
                 report.problems.append(f"{entry.name}: labels could not be computed again: {error}")
     report.problems += [
-        f"{one.entry}: {name} of frame {one.frame} differ from those computed again by {error:.1e} (mean |dF| / mean "
-        f"|F|); allowed {TOLERANCE:.0e}"
+        f"{one.entry}: {name} of frame {one.frame} differ from those computed again by {error:.1e} "
+        f"({PAPER[report.task].deviation}); allowed {TOLERANCE:.0e}"
         for one in report.recomputed
         for name, error in one.errors.items()
         if not error <= TOLERANCE
