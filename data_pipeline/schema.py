@@ -169,9 +169,8 @@ ENTRY_FIELDS: tuple[Field, ...] = (
         ("F",),
         "nm",
         "Standard deviation (of uneven ones the largest) of random displacements of atoms; 0, or no such field: as "
-        "sampled.",
+        "sampled, of refinement as read.",
         required=False,
-        **_F,
     ),
     Field("group_names", "S32", ("G",), "", "Name of each force group, sorted.", required=False, **_F),
     Field(
@@ -263,9 +262,9 @@ ENTRY_ATTRIBUTES: tuple[Field, ...] = (
         "i8",
         (),
         "",
-        "Displaced copies left out because a force on them exceeded `label.max_force`.",
+        "Displaced copies left out because a force on them exceeded `label.max_force`. Of refinement: because atoms "
+        "came too near.",
         required=False,
-        **_F,
     ),
     Field("native_file", "str", (), "", "Name of the native's file.", **_R),
     Field("native_sha256", "str", (), "", "SHA-256 of that file as read.", **_R),

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from data_pipeline.dataset.check_entry import atom_findings, relative_error
 from data_pipeline.dataset.pack import PackedEntry
 from data_pipeline.dataset.recompute import Recomputed
 from data_pipeline.refinement.config import RefinementConfig
-from data_pipeline.refinement.structure import MIN_DISTANCE
+from data_pipeline.refinement.structure import MIN_DISTANCE, least_distance
 
 AT_ONCE = 256
 """Atoms whose distances to all others are held at a time."""
@@ -40,11 +39,13 @@ def pair_findings(entry: PackedEntry, config: RefinementConfig | None) -> list[s
         if fields[name][:, ~there].any():
             problems.append(f"{name} is not zero outside of {'target_mask' if there is mask else 'has_partner'}")
     for frame, places in enumerate(fields["positions"]):
-        if _least_distance(places.astype(np.float64)) < MIN_DISTANCE * (1 - 1e-4):
+        if least_distance(places.astype(np.float64)) < MIN_DISTANCE * (1 - 1e-4):
             problems.append(f"two atoms of frame {frame} are less than {MIN_DISTANCE} nm apart")
     letters = str(attributes["sequence"]).replace("/", "")
     if len(letters) != len(np.unique(fields["residue_index"])):
         problems.append(f"the sequence has {len(letters)} letters, residue_index another number of residues")
+    if (fields["native_positions"] != fields["native_positions"][:1]).any():
+        problems.append("native_positions differ between frames")
     n_partners, n_atoms, n_native = int(partner.sum()), len(partner), int(attributes["native_atoms"])
     if n_partners > n_native:
         problems.append(f"{n_partners} atoms have a partner, the native has {n_native} atoms")
@@ -52,13 +53,18 @@ def pair_findings(entry: PackedEntry, config: RefinementConfig | None) -> list[s
         for key, share in (("min_matched", n_partners / n_atoms), ("min_covered", n_partners / n_native)):
             if share < getattr(config.match, key):
                 problems.append(f"a share of {share:.3f} is below match.{key} = {getattr(config.match, key)}")
+        copies = config.augment.copies if attributes["split"] == "train" else 0
+        expected = 1 + copies - int(attributes.get("dropped_copies", 0))
+        if len(fields["positions"]) != expected:
+            problems.append(f"{len(fields['positions'])} frames, where augment.copies = {copies} make {expected}")
     return [f"{entry.name}: {problem}" for problem in problems]
 
 
 def recompute_vectors(entry: PackedEntry, config: RefinementConfig) -> Recomputed:
-    """Compute an entry's vectors again, by another search and another superposition than made them.
+    """Compute the vectors of an entry's last frame again, by another search and superposition than made them.
 
-    Neighbours come from all distances, rotations from Horn's quaternions, atom by atom.
+    Neighbours come from all distances, rotations from Horn's quaternions, atom by atom. The last frame is a bent copy
+    where there are any.
 
     Parameters
     ----------
@@ -69,9 +75,9 @@ def recompute_vectors(entry: PackedEntry, config: RefinementConfig) -> Recompute
     """
     fields = entry.fields
     rows = np.flatnonzero(fields["has_partner"])
-    own, native = (fields[name][0][rows].astype(np.float64) for name in ("positions", "native_positions"))
+    own, native = (fields[name][-1][rows].astype(np.float64) for name in ("positions", "native_positions"))
     count = min(config.vectors.n_neighbours, len(rows))
-    expected = np.zeros(fields["refinement"][0].shape)
+    expected = np.zeros(fields["refinement"][-1].shape)
     for first in range(0, len(rows), AT_ONCE):
         chunk = own[first : first + AT_ONCE]
         distances = np.linalg.norm(chunk[:, None] - own[None], axis=-1)
@@ -79,7 +85,8 @@ def recompute_vectors(entry: PackedEntry, config: RefinementConfig) -> Recompute
         for atom, chosen in enumerate(nearest, first):
             expected[rows[atom]] = _where_native_lies(native[chosen], own[chosen], native[atom]) - own[atom]
     expected[~fields["target_mask"]] = 0.0
-    return Recomputed(entry.name, 0, {"refinement": relative_error(fields["refinement"][0], expected)})
+    frame = len(fields["refinement"]) - 1
+    return Recomputed(entry.name, frame, {"refinement": relative_error(fields["refinement"][frame], expected)})
 
 
 def _where_native_lies(
@@ -105,7 +112,3 @@ def _where_native_lies(
     arm = point - centre
     turned: NDArray[np.float64] = arm + 2 * np.cross(v, np.cross(v, arm) + w * arm)
     return turned + target
-
-
-def _least_distance(positions: NDArray[np.float64]) -> float:
-    return float(cKDTree(positions).query(positions, k=2)[0][:, 1].min()) if len(positions) > 1 else np.inf

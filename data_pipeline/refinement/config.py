@@ -46,6 +46,17 @@ class VectorsConfig(Section):
     )
 
 
+class AugmentConfig(Section):
+    """Bent copies of the candidates to train on, with vectors of their own (`augment.bend`)."""
+
+    copies: int = Field(default=0, ge=0, description="Of each candidate in the training split.")
+    displacement: float = Field(
+        default=0.08, gt=0, le=0.5, description="nm, standard deviation of each coordinate of an atom's displacement."
+    )
+    correlation: float = Field(default=0.55, gt=0, description="nm over which atoms are displaced alike.")
+    seed: int = Field(default=0, ge=0)
+
+
 class RefinementConfig(Execution):
     """Everything that decides what comes out, and how the work is done, which does not (`settings.EXECUTION`)."""
 
@@ -53,4 +64,5 @@ class RefinementConfig(Execution):
     source: PairsConfig
     match: MatchConfig = MatchConfig()
     vectors: VectorsConfig = VectorsConfig()
+    augment: AugmentConfig = AugmentConfig()
     limit: int | None = Field(default=None, ge=1, description="Only so many candidates, spread over the clusters.")

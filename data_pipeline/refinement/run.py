@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.config import stage_key
+from data_pipeline.config import entry_seed, stage_key
 from data_pipeline.engine import Task
 from data_pipeline.errors import PipelineError
 from data_pipeline.files import write_json
@@ -101,7 +101,10 @@ class RefinementRun(Runner):
         return hashes
 
     def _task(self, pair: Pair, candidate_sha256: str, native_sha256: str) -> Task:
-        settings = {**self.config.match.values(), **self.config.vectors.values()}
+        settings: dict[str, Any] = {**self.config.match.values(), **self.config.vectors.values()}
+        augment = self.config.augment
+        if pair.split == "train" and augment.copies:
+            settings["augment"] = {**augment.values(), "seed": entry_seed(augment.seed, pair.entry)}
         makers = {"data-pipeline": self.versions["data-pipeline"]}
         key = stage_key("label refinement", {**settings, "made with": makers}, candidate_sha256, native_sha256)
         arguments = {

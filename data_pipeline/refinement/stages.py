@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.errors import EntryError
+from data_pipeline.refinement.augment import bend
 from data_pipeline.refinement.match import Match, match
-from data_pipeline.refinement.structure import Structure, read_structure
+from data_pipeline.refinement.structure import MIN_DISTANCE, Structure, least_distance, read_structure
 from data_pipeline.refinement.vectors import refinement_vectors
 from data_pipeline.stages import save_arrays
 
@@ -32,7 +33,13 @@ def label_pair(out: Path, candidate: str, native: str, native_sha256: str, setti
 
 
 def label(
-    candidate: Structure, native: Structure, *, min_matched: float, min_covered: float, n_neighbours: int
+    candidate: Structure,
+    native: Structure,
+    *,
+    min_matched: float,
+    min_covered: float,
+    n_neighbours: int,
+    augment: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the fields and attributes of `schema` that a pair gives, but for the natives's file.
 
@@ -42,16 +49,19 @@ def label(
         Of `structure.read_structure`.
     min_matched, min_covered, n_neighbours
         As `RefinementConfig` describes them.
+    augment
+        ``copies``, ``displacement``, ``correlation`` and ``seed`` of `augment.bend`; None for no copies. Those on which
+        two atoms come too near, or an atom has no vector that has one on the candidate, are left out and counted.
 
     Raises
     ------
     EntryError
         Of kind ``no_native``, ``incomplete`` or ``degenerate``.
     """
-    found = match(candidate, native)
-    _require_fit(candidate, native, found, min_matched, min_covered)
-    has_partner = found.has_partner
-    native_positions = np.where(has_partner[:, None], native.positions[found.partner], np.float32(0))
+    paired = match(candidate, native)
+    _require_fit(candidate, native, paired, min_matched, min_covered)
+    has_partner = paired.has_partner
+    native_positions = np.where(has_partner[:, None], native.positions[paired.partner], np.float32(0))
     vectors = refinement_vectors(candidate.positions, native_positions, has_partner, n_neighbours)
     if not vectors.defined.any():
         raise EntryError(
@@ -59,6 +69,17 @@ def label(
             f"{candidate.name}: the surroundings of none of its {len(has_partner)} atoms define a superposition (fewer "
             "than three atoms, or all on a line).",
         )
+    positions, found = [candidate.positions], [vectors.vectors]
+    copied: dict[str, Any] = {}
+    if augment is not None:
+        for copy in bend(candidate.positions, **augment):
+            again = refinement_vectors(copy, native_positions, has_partner, n_neighbours)
+            if least_distance(copy) >= MIN_DISTANCE and np.array_equal(again.defined, vectors.defined):
+                positions.append(copy)
+                found.append(again.vectors)
+        sigma = np.full(len(positions), augment["displacement"], dtype=np.float32)
+        sigma[0] = 0.0
+        copied = {"displacement": sigma, "dropped_copies": np.int64(1 + augment["copies"] - len(positions))}
     return {
         "species": candidate.species,
         "atom_names": candidate.atom_names,
@@ -66,17 +87,18 @@ def label(
         "residue_index": candidate.residue_index,
         "bonds": candidate.bonds,
         "target_mask": vectors.defined,
-        "positions": candidate.positions[None],
-        "refinement": vectors.vectors[None].astype(np.float32),
-        "native_positions": native_positions[None],
+        "positions": np.stack(positions),
+        "refinement": np.stack(found).astype(np.float32),
+        "native_positions": np.stack([native_positions] * len(positions)),
         "has_partner": has_partner,
         "chain_names": candidate.chain_names,
         "residue_numbers": candidate.residue_numbers,
         "sequence": np.str_(candidate.sequence),
         "native_atoms": np.int64(len(native.species)),
-        "renamed_residues": np.int64(len(found.renamed)),
-        "missing_residues": np.int64(len(found.missing)),
+        "renamed_residues": np.int64(len(paired.renamed)),
+        "missing_residues": np.int64(len(paired.missing)),
         "degenerate_atoms": np.int64(vectors.degenerate),
+        **copied,
     }
 
 

@@ -208,6 +208,11 @@ def _bonds(chains: list[tuple[str, list[tuple[gemmi.Residue, list[gemmi.Atom]]]]
     return np.array(sorted(bonds), dtype=np.int32).reshape(-1, 2)
 
 
+def least_distance(positions: NDArray[np.floating]) -> float:
+    """Return the least distance between two of (N, 3) positions, infinite for one atom."""
+    return float(cKDTree(positions).query(positions, k=2)[0][:, 1].min()) if len(positions) > 1 else np.inf
+
+
 def _require_distinct(structure: Structure) -> None:
     pairs = cKDTree(structure.positions).query_pairs(MIN_DISTANCE, output_type="ndarray")
     if len(pairs):
