@@ -13,9 +13,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import gemmi
+import numpy as np
 import pytest
 import yaml
 from command_lines import parse
+from scipy.spatial.transform import Rotation
 
 from data_pipeline.config import PipelineConfig, load_config
 from data_pipeline.dataset.check import check as check_dataset
@@ -262,3 +265,46 @@ def test_bundled_mirror_is_small() -> None:
     text = (DEMO / "mirror/README.md").read_text()
     origins = set(re.findall(r"^\| (\w{4}\.(?:pdb|cif)\.gz) \|", text, re.MULTILINE))
     assert origins == {path.name for path in files} - {"README.md"}
+
+
+def test_refine_candidate(environment: dict[str, str], tmp_path: Path) -> None:
+    """The README's command brings a test puzzle's candidate nearer to its native, in the files' own coordinates."""
+    folder = EXAMPLES / "refine_candidate"
+    text = (folder / "README.md").read_text()
+    (command,) = re.findall(r"^forcefield-ml refine .*$", text, re.MULTILINE)
+    words = [str(ROOT / word) if word.startswith("examples/") else word for word in command.split("  #")[0].split()]
+    done = run([Path(sys.executable).with_name(words[0]), *words[1:]], environment, tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "refined/report.json").read_text())
+    read = {
+        name: gemmi.read_structure(str(path))
+        for name, path in {
+            "native": folder / "native.pdb.gz",
+            "before": folder / "candidate.pdb.gz",
+            "after": tmp_path / "refined/refined.pdb",
+        }.items()
+    }
+    places = {name: heavy(structure) for name, structure in read.items()}
+    assert places["before"].keys() == places["after"].keys() and len(places["before"]) == 1444 + 1
+    shared = [key for key in places["native"] if key in places["before"]]
+    assert report["matched"]["matched"] == len(shared) == 1444
+    for name in ("before", "after"):
+        own, native = (np.array([places[one][key] for key in shared]) for one in (name, "native"))
+        rotation, _ = Rotation.align_vectors(native - native.mean(axis=0), own - own.mean(axis=0))
+        apart = rotation.apply(own - own.mean(axis=0)) - (native - native.mean(axis=0))
+        assert report[name]["rmsd"] == pytest.approx(np.sqrt((apart**2).sum(axis=1).mean()), abs=2e-3)
+    assert report["after"]["rmsd"] < report["before"]["rmsd"]
+    assert report["after"]["local_rmsd"] < report["before"]["local_rmsd"]
+    assert report["outcome"][1] in text  # the README has the sentence that the command prints
+    assert "<svg" in (tmp_path / "refined/report.html").read_text()
+
+
+def heavy(structure: gemmi.Structure) -> dict[tuple[int, str, str], list[float]]:
+    """Return the places of atoms that are no hydrogens by number of the chain, residue and name."""
+    return {
+        (k, str(residue.seqid), atom.name): atom.pos.tolist()
+        for k, chain in enumerate(structure[0])
+        for residue in chain
+        for atom in residue
+        if not atom.is_hydrogen()
+    }

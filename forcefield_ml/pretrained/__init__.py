@@ -16,12 +16,22 @@ DEFAULT = "amber14-fast"
 """The model of commands that are not told which."""
 
 LICENCE = "MIT, as the package it ships with; it learnt from PDB entries, which are in the public domain (CC0 1.0)"
-"""Of the models that ship."""
+
+FURTHER = {
+    "rna-refinement": ", and from the models of RNA-Puzzles, which come without a licence; cite Magnus et al., Nucleic "
+    "Acids Research 48, 576 (2020)"
+}
+"""Name of a model that ships to what else it learnt from."""
 
 
 def names() -> list[str]:
     """Return the names of the models that ship."""
     return sorted(path.stem for path in FOLDER.glob("*.pt"))
+
+
+def licence(name: str) -> str:
+    """Return under which licence a model ships, and whose data it learnt from."""
+    return LICENCE + FURTHER.get(name, "")
 
 
 def path(name: str) -> Path:

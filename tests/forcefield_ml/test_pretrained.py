@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import forcefield_ml
+from data_pipeline.config import PipelineConfig
 from data_pipeline.config import load_config as load_data_config
 from forcefield_ml import pretrained
 from forcefield_ml.config import load_config
@@ -36,7 +37,10 @@ def test_ships_with_card_and_recipe(name: str) -> None:
     recipe_text = path.with_suffix(".yaml").read_text(encoding="utf-8")
     made = re.findall(r"data-pipeline run forcefield_ml/pretrained/(\S+-data\.yaml)", recipe_text)
     data = load_data_config(pretrained.FOLDER / made[0])
-    assert set(training["entries"]) <= set(data.select.ids or training["entries"])
+    if isinstance(data, PipelineConfig):
+        assert set(training["entries"]) <= set(data.select.ids or training["entries"])
+    else:  # RNA-Puzzles, of which the paper learns the first thirteen
+        assert {entry.split("-")[0] for entry in training["entries"]} == {f"rp{k:02d}" for k in range(1, 14)}
 
 
 def test_every_recipe_is_one() -> None:
@@ -48,6 +52,14 @@ def test_every_recipe_is_one() -> None:
         load: Any = load_data_config if path.stem.endswith("-data") else partial(load_config, TrainingConfig)
         load(path)
         assert f"forcefield_ml/pretrained/{path.name}" in told
+
+
+@pytest.mark.parametrize("name", pretrained.names())
+def test_licence_names_what_it_learnt_from(name: str) -> None:
+    """PDB entries for forces; for refinement, models by many groups as well."""
+    told = pretrained.licence(name)
+    assert told.startswith("MIT") and "CC0" in told
+    assert ("RNA-Puzzles" in told) == (forcefield_ml.load(name).card["predicts"] == "refinement")
 
 
 def test_names_and_paths(tmp_path: Path) -> None:

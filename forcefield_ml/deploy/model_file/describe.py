@@ -56,7 +56,7 @@ def show(path: Path, as_json: bool = False) -> str:
         return json.dumps(card, indent=1, ensure_ascii=False)
     n_parameters = sum(values.numel() for values in module.parameters())
     ships = path.resolve().parent == pretrained.FOLDER
-    licence = pretrained.LICENCE if ships else "not in the file: as whoever gave it says"
+    licence = pretrained.licence(path.stem) if ships else "not in the file: as whoever gave it says"
     return describe(card, path.name, n_parameters, licence)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dataset_files import write_dataset
+from dataset_files import write_dataset, write_refinement_dataset
 from deploy_helpers import CONFIGS, make_model, write_model
 from typer.testing import CliRunner
 
@@ -294,9 +294,15 @@ def test_shipped_models(name: str, tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, ["card", name])
     assert shown.exit_code == 0 and len(shown.stdout.splitlines()) < 40
     card = json.loads(CliRunner().invoke(app, ["card", name, "--json"]).stdout)
-    for told in (card["weights_sha256"], card["training"]["dataset_sha256"][:12], "MIT", "H C N O Na S Cl", "cost"):
+    refinement = card["predicts"] == "refinement"
+    elements = "C N O P" if refinement else "H C N O Na S Cl"
+    for told in (card["weights_sha256"], card["training"]["dataset_sha256"][:12], "MIT", elements, "cost"):
         assert told in shown.stdout, told
-    found = evaluate(name, write_dataset(tmp_path / "dataset.h5", {"1aaa": "test"}, parts=True), quiet=True)
+    if refinement:
+        dataset = write_refinement_dataset(tmp_path / "dataset.h5", {"1aaa": "test"})
+    else:
+        dataset = write_dataset(tmp_path / "dataset.h5", {"1aaa": "test"}, parts=True)
+    found = evaluate(name, dataset, quiet=True)
     assert found["weights_sha256"] == card["weights_sha256"]
     command = [
         "card",
@@ -307,7 +313,11 @@ def test_shipped_models(name: str, tmp_path: Path) -> None:
         str(tmp_path / "new.pt"),
     ]
     shown = CliRunner().invoke(app, command)
-    assert shown.exit_code == 0 and f"{found['tensor']:.1f}" in shown.stdout and "by residue" in shown.stdout
+    assert (
+        shown.exit_code == 0
+        and f"{found['tensor']:.{2 if refinement else 1}f}" in shown.stdout
+        and "by residue" in shown.stdout
+    )
     assert entries(tmp_path / "new.pt") == entries(pretrained.path(name))
 
 
