@@ -384,7 +384,9 @@ def validate(
 
 @app.command()
 def refine(
-    model: Annotated[Path, typer.Argument(help="model.pt that predicts refinement")],
+    model: Annotated[
+        Path, typer.Argument(help="model.pt that predicts refinement, such as rna-refinement, which ships")
+    ],
     structure: Annotated[Path, typer.Argument(help="PDB or mmCIF file, plain or .gz: a protein or nucleic acid")],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="folder for refined.pdb (or .cif), report.html and report.json")

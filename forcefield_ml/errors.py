@@ -46,6 +46,10 @@ class UnstableError(ForcefieldMLError):
     """A simulation produced forces that are not finite or are absurd."""
 
 
+class SurroundingsWarning(UserWarning):
+    """Atoms are bonded as none that the model was trained on: forces on and around them are guesses."""
+
+
 def closest(name: str, allowed: Iterable[str]) -> str:
     """Return the end of a message about an unknown name: the closest match and all that is allowed.
 

@@ -50,6 +50,7 @@ class SimulationConfig(StrictConfig):
     max_minutes: float | None = Field(None, gt=0)
     max_force: float = Field(stability.MAX_FORCE, gt=0, le=stability.MAX_FORCE)
     max_temperature: float = Field(stability.MAX_TEMPERATURE, gt=0)
+    torn_bonds: bool = Field(True, description="stop where a bond is torn")
     platform: str = "CPU"
     threads: int | None = Field(None, ge=1)
     force_field: tuple[str, ...] = DEFAULT_FORCE_FIELD

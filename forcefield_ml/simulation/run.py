@@ -221,7 +221,7 @@ class _Run:
         system = simulated.system
         dalton = unit.dalton
         self.masses = np.array([system.getParticleMass(i).value_in_unit(dalton) for i in range(len(simulated.solute))])
-        self.limits = stability.Limits(config.max_force, config.max_temperature)
+        self.limits = stability.Limits(config.max_force, config.max_temperature, config.torn_bonds)
         self.speed: float | None = None
 
     def loop(self, snapshot: record.Snapshot, resume: bool) -> tuple[str, stability.Event | None, record.Snapshot]:

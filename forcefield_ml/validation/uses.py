@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from forcefield_ml.units import BOLTZMANN, KJ_PER_MOL_IN_MEV
 from forcefield_ml.validation.dynamics.blocks import thermal_error
 from forcefield_ml.validation.dynamics.compare import AMBER, ML, MTS
 
@@ -27,6 +28,9 @@ SOLUTE_RELATIVE, SOLUTE_LAMBDA, SOLUTE_DRIFT = 0.15, 0.03, 1.0
 SYSTEM_RELATIVE, SYSTEM_LAMBDA = 0.10, 0.01
 DRIFT_LENGTH = 1.0
 """ps, over which the drift of a shorter run is taken to go on: no run passes by being short."""
+
+HEATING = 30.0
+"""K per ps that a model may heat at constant energy, three times what `amber14-fast` does: beyond, it broke."""
 
 TEMPERATURE_SHARE, TEMPERATURE_ERRORS = 0.03, 3.0
 WIDEST = 2.0
@@ -119,7 +123,12 @@ def judge(
                 _relative(metrics, SOLUTE_RELATIVE),
                 _lambda(asymmetry, SOLUTE_LAMBDA),
                 _drift(dynamics),
-                *([] if dynamics is None or dynamics["mode"] == "system" else _stopped(dynamics)),
+                *(
+                    []
+                    if dynamics is None or dynamics["mode"] == "system"
+                    else [*_stopped(dynamics), *_broken(dynamics)]
+                ),
+                *_strange(dynamics),
             ),
         ),
         Use(
@@ -129,6 +138,8 @@ def judge(
                 *_of_water(metrics),
                 _lambda(asymmetry, SYSTEM_LAMBDA),
                 *_temperatures(dynamics, target_atoms),
+                *([] if dynamics is None or dynamics["mode"] != "system" else _broken(dynamics)),
+                *_strange(dynamics),
             ),
         ),
     )
@@ -208,6 +219,28 @@ def _stopped(dynamics: Mapping[str, Any]) -> list[Criterion]:
     """Return what speaks against a model whose own run at constant temperature did not come to its end."""
     event = dynamics["nvt"][ML]["event"]
     return [Criterion(f"a guard stopped the run at constant temperature: {event['reason']}", False)] if event else []
+
+
+def _broken(dynamics: Mapping[str, Any]) -> list[Criterion]:
+    """Return what speaks against a model whose own run at constant energy broke: sooner or later every run does."""
+    run, limit = dynamics["nve"][ML], 3 * BOLTZMANN * HEATING * KJ_PER_MOL_IN_MEV
+    if run["event"] is not None:
+        return [Criterion(f"a guard stopped the run at constant energy: {run['event']['reason']}", False)]
+    slope = run["drift"]["slope"] if run["drift"] else 0.0
+    if slope <= limit:
+        return []
+    return [
+        Criterion(
+            f"something broke in the run at constant energy, which gained {slope:.3g} meV/atom/ps, more than "
+            f"{limit:.2g} ({HEATING:g} K a ps)",
+            False,
+        )
+    ]
+
+
+def _strange(dynamics: Mapping[str, Any] | None) -> list[Criterion]:
+    """Return what speaks against a structure with atoms that are bonded as none in training."""
+    return [Criterion(told, False) for told in (dynamics or {}).get("surroundings", ())]
 
 
 def _standard_error(name: str, dynamics: Mapping[str, Any]) -> float | None:

@@ -24,7 +24,7 @@ from data_pipeline.systems.residues import (
 from forcefield_ml import units
 from forcefield_ml.bonded.table import BondedTable, Parameters
 from forcefield_ml.deploy.force.indices import read_indices
-from forcefield_ml.errors import ForceModeError, TopologyError, closest
+from forcefield_ml.errors import ForceModeError, SurroundingsWarning, TopologyError, closest
 from forcefield_ml.graph.box import check_box
 from forcefield_ml.nn.atom_types import CODE_STEP, AtomTypes, distinct
 
@@ -217,6 +217,7 @@ def bonded(
         warnings.warn(
             f"{some([binding.labels[i] for i in strange])}: bonded as no atom, or too few, that the model was trained "
             "on. It knows the element alone: forces on and around such atoms are guesses from others",
+            SurroundingsWarning,
             stacklevel=4,
         )
     return replace(binding, species=codes.tolist())

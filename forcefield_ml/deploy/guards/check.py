@@ -49,6 +49,7 @@ def check(
     last_good: Path | str | None = "last_good.xml",
     every: int = 100,
     max_temperature: float = MAX_TEMPERATURE,
+    torn_bonds: bool = True,
 ) -> Any:
     """Refuse a simulation that would run and be wrong; from then on stop it where it fails, with its last good state.
 
@@ -66,6 +67,9 @@ def check(
         Steps between two looks at the state; each costs one evaluation of the forces.
     max_temperature
         K, of all atoms, above which the simulation has failed.
+    torn_bonds
+        Whether it has failed when a bond of the topology is longer than 1.6 times the sum of the covalent radii. False
+        where bonds may break, or the topology has bonds that are none.
 
     Returns
     -------
@@ -128,7 +132,7 @@ def check(
     if hasattr(simulation, "minimizeEnergy") and energyless:
         simulation.minimizeEnergy = _refuse_minimiser
     if hasattr(simulation, "reporters") and last_good is not None:
-        limits = Limits(max_temperature=max_temperature)
+        limits = Limits(max_temperature=max_temperature, torn_bonds=torn_bonds)
         Watch(Path(last_good).absolute(), every, masses_of(system), limits).attach(simulation, step_check)
     return simulation
 

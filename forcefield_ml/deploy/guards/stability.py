@@ -5,17 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import gemmi
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from openmm import unit
 
-from forcefield_ml.units import BOLTZMANN
+from forcefield_ml.units import ANGSTROM, BOLTZMANN
 
 MAX_FORCE = 1e5
 """kJ/mol/nm. At 300 K the largest force on any of 14,000 atoms is below 1e4; a bond torn to 0.3 nm gives 6e4."""
 
 MAX_TEMPERATURE = 1000.0
 """K, of solute or solvent as a whole."""
+
+TORN = 1.6
+"""Length of a bond over the sum of its atoms' covalent radii beyond which it is torn: 0.155 nm for O-H, which at 300 K
+stays below 0.11 nm."""
+
+_bonds: WeakKeyDictionary[Any, tuple[int, NDArray[np.int64], NDArray[np.float64]]] = WeakKeyDictionary()
+"""Topology to its number of bonds, their atoms, and the lengths at which they are torn."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +38,13 @@ class Limits:
         Largest norm of a force on an atom, kJ/mol/nm.
     max_temperature
         Highest kinetic temperature of solute or solvent, K.
+    torn_bonds
+        Stop where a bond of the topology is torn (`TORN`).
     """
 
     max_force: float = MAX_FORCE
     max_temperature: float = MAX_TEMPERATURE
+    torn_bonds: bool = True
 
 
 @dataclass(frozen=True)
@@ -43,7 +56,7 @@ class Event:
     reason
         One sentence with the value and the limit.
     kind
-        "positions", "force", "temperature" or "exception".
+        "positions", "bond", "force", "temperature" or "exception".
     step
         Step of the state that showed it.
     atoms
@@ -80,7 +93,8 @@ def check_state(
     limits
         What is allowed.
     topology
-        OpenMM Topology, to name the atoms.
+        OpenMM Topology, to name the atoms, and for its bonds: a bond that tears heats a few atoms, which no temperature
+        shows.
     members
         Name of a group to (N,) bool: an event of its temperature names atoms of it only.
     """
@@ -101,7 +115,55 @@ def check_state(
             inside = norms if members is None else np.where(members[group], norms, -1.0)
             worst = np.argsort(-inside, kind="stable")[: np.count_nonzero(inside >= 0)]
             return Event(reason, "temperature", step, atom_names(worst, topology))
+    torn = torn_bonds(positions, topology) if limits.torn_bonds else []
+    if torn:
+        atoms = [atom for _, *pair in torn for atom in pair]
+        reason = f"{len(torn)} bonds are torn, the longest to {torn[0][0]:.3f} nm"
+        return Event(reason, "bond", step, atom_names(atoms, topology))
     return None
+
+
+def torn_bonds(positions: NDArray[np.float64], topology: Any) -> list[tuple[float, int, int]]:
+    """Return length (nm) and atoms of each bond that is torn, the longest first.
+
+    Parameters
+    ----------
+    positions
+        (N, 3) nm; a bond between copies of the periodic box is as long as to the nearest copy.
+    topology
+        OpenMM Topology; None has no bonds.
+    """
+    if topology is None:
+        return []
+    bonds, longest = bonds_of(topology)
+    vectors = positions[bonds[:, 0]] - positions[bonds[:, 1]]
+    box = topology.getPeriodicBoxVectors()
+    if box is not None:
+        rows = np.array(box.value_in_unit(unit.nanometer))
+        for row in (2, 1, 0):  # reduced form: each row reaches into those before it alone
+            vectors = vectors - np.round(vectors[:, row : row + 1] / rows[row, row]) * rows[row]
+    lengths = np.linalg.norm(vectors, axis=1)
+    bad = np.flatnonzero(lengths > longest)
+    return [(float(lengths[k]), int(bonds[k, 0]), int(bonds[k, 1])) for k in bad[np.argsort(-lengths[bad])]]
+
+
+def bonds_of(topology: Any) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return (B, 2) atoms of each bond of a topology and (B,) the length in nm at which it is torn.
+
+    Bonds of virtual sites, which have no element, do not count.
+    """
+    known = _bonds.get(topology)
+    if known is not None and known[0] == topology.getNumBonds():
+        return known[1:]
+    pairs, longest = [], []
+    for one, other in topology.bonds():
+        if one.element is not None and other.element is not None:
+            pairs.append((one.index, other.index))
+            radii = (gemmi.Element(atom.element.symbol).covalent_r for atom in (one, other))
+            longest.append(TORN * sum(radii) * ANGSTROM)
+    found = np.array(pairs, dtype=np.int64).reshape(-1, 2), np.array(longest, dtype=np.float64)
+    _bonds[topology] = (topology.getNumBonds(), *found)
+    return found
 
 
 def worst_force(forces: ArrayLike) -> tuple[float, int]:

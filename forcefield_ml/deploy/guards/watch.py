@@ -19,9 +19,9 @@ from forcefield_ml.files import write_whole
 class Watch:
     """A reporter of `openmm.app.Simulation` that keeps the last good state and writes it when the simulation fails.
 
-    A state is good if positions are finite, no force is absurd and atoms are not too hot. Between two looks the
-    model itself raises at the step where its forces are not finite or absurd. Nothing is written as long as all goes
-    well; a look costs one evaluation of the forces.
+    A state is good if positions are finite, no bond is torn, no force is absurd and atoms are not too hot. Between two
+    looks the model itself raises at the step where its forces are not finite or absurd. Nothing is written as long as
+    all goes well; a look costs one evaluation of the forces.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ class Watch:
     def _begin(self, simulation: Any) -> None:
         """Keep the first state, whatever clashes are in it, as long as it is finite."""
         state = simulation.context.getState(positions=True, velocities=True, forces=True)
-        self._look(simulation, state, Limits(math.inf, math.inf))
+        self._look(simulation, state, Limits(math.inf, math.inf, torn_bonds=False))
 
     def _look(self, simulation: Any, state: openmm.State, limits: Limits) -> None:
         temperature = kinetic_temperature(state.getVelocities(asNumpy=True)._value, self._masses)

@@ -171,7 +171,8 @@ def _errors(card: Mapping[str, Any]) -> list[str]:
         lines = _row("errors", "on the validation split alone, which chose these weights (no evaluation in the card)")
         return [*lines, *_table({"model": metrics, "naive": metrics["naive"]}, quantity)]
     data, proteins = found["dataset"], found["proteins"]
-    seen = f"{counted(found['n_proteins'], 'protein')}, {counted(found['n_frames'], 'frame')}"
+    one = "protein" if quantity is FORCE else "structure"
+    seen = f"{counted(found['n_proteins'], one)}, {counted(found['n_frames'], 'frame')}"
     about = (
         f"{seen} of the {found['split']} split of {data['name']}, {data['protocol']} protocol, data "
         f"{data['content_sha256'][:12]}; by element and residue: tensor / naive"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from data_pipeline.systems.build import DEFAULT_FORCE_FIELD
 from data_pipeline.systems.prepare import Prepared
 from forcefield_ml.config import StrictConfig
 from forcefield_ml.deploy.guards import stability
-from forcefield_ml.errors import ConfigError
+from forcefield_ml.errors import ConfigError, SurroundingsWarning
 from forcefield_ml.simulation import build, mts
 from forcefield_ml.validation.dynamics.blocks import drift
 from forcefield_ml.validation.dynamics.motion import Motion, move
@@ -84,7 +85,8 @@ def compare(
     -------
     dict
         ``nvt`` and ``nve`` (each run by name), ``differences``, ``multiple_time_stepping`` (``mode``, ``inner_steps``,
-        and why there was no such run: ``refused``), and what was run.
+        and why there was no such run: ``refused``), ``surroundings`` (which atoms are bonded as none that the model
+        was trained on, in words), and what was run.
 
     Raises
     ------
@@ -111,7 +113,12 @@ def compare(
     )
     start = (positions, velocities)
     base = build.mm_system(prepared, DEFAULT_FORCE_FIELD, settings.cutoff)
-    driven = build.add_model(base, prepared.topology, model, settings.mode, settings.backend, settings.platform)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", SurroundingsWarning)
+        driven = build.add_model(base, prepared.topology, model, settings.mode, settings.backend, settings.platform)
+    surroundings = [str(one.message) for one in told if issubclass(one.category, SurroundingsWarning)]
+    for one in told:
+        warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
     runner = _Runner(prepared, plain, platform, settings, start)
     systems = {AMBER: plain, ML: driven.system}
     nvt = {name: runner.constant_temperature(system, f"NVT by {name}") for name, system in systems.items()}
@@ -129,6 +136,7 @@ def compare(
         "left_out": left_out,
         "mode": driven.mode,
         "target_atoms": driven.card["target_atoms"],
+        "surroundings": surroundings,
         "atoms": prepared.topology.getNumAtoms(),
         "solute_atoms": int(driven.solute.sum()),
         "settings": settings.model_dump(mode="json"),

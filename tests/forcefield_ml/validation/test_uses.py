@@ -27,7 +27,7 @@ DYNAMICS: dict[str, Any] = {
     "settings": {"temperature": 300.0, "timestep_fs": 0.5, "friction_per_ps": 1.0},
     "multiple_time_stepping": {"mode": "solute", "inner_steps": 8, "refused": None},
     "nve": {
-        "model": {"event": None, "drift": {"over_kinetic_std": 50.0, "length": 1.0}},
+        "model": {"event": None, "drift": {"over_kinetic_std": 50.0, "length": 1.0, "slope": 2.4}},
         "multiple_time_stepping": {"event": None, "drift": {"over_kinetic_std": 0.99, "length": 1.0}},
     },
     "nvt": {
@@ -205,3 +205,27 @@ def test_guards_and_missing_atoms_refuse() -> None:
     assert outcomes(dynamics=stopped) == [FIT, FIT, NOT_FIT]
     assert outcomes(dynamics={**stopped, "mode": "solute"}) == [FIT, NOT_FIT, NOT_SHOWN]
     assert outcomes(atoms="solute") == [FIT, FIT, NOT_FIT]
+
+
+@pytest.mark.parametrize(("slope", "expected"), [(7.7, FIT), (7.8, NOT_FIT), (4e6, NOT_FIT)])
+def test_what_breaks_at_constant_energy_is_not_fit(slope: float, expected: str) -> None:
+    """30 K a ps are 3 k_B x 30 K = 0.748 kJ/mol = 7.76 meV for each atom; the run's temperatures do not matter."""
+    dynamics = copy.deepcopy(DYNAMICS)
+    dynamics["nve"]["model"]["drift"]["slope"] = slope
+    assert outcomes(dynamics=dynamics) == [FIT, FIT, expected]
+    dynamics["mode"] = "solute"
+    assert outcomes(dynamics=dynamics)[1] == expected
+
+
+def test_a_guard_at_constant_energy() -> None:
+    """The run at constant temperature came to its end, the other did not."""
+    dynamics = copy.deepcopy(DYNAMICS)
+    dynamics["nve"]["model"] = {"event": {"reason": "a bond is torn"}, "drift": None}
+    (*_, use) = judge(GOOD, STRAIGHT, dynamics, "all")
+    assert use.outcome == NOT_FIT and use.why == ["a guard stopped the run at constant energy: a bond is torn"]
+
+
+def test_guesses_are_not_fit() -> None:
+    """Atoms bonded as none in training: whatever a short run did, neither kind of NVT is shown."""
+    dynamics = {**DYNAMICS, "surroundings": ["A:PRO1 N: bonded as no atom"]}
+    assert outcomes(dynamics=dynamics) == [FIT, NOT_FIT, NOT_FIT]

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+from openmm import app
 
-from forcefield_ml.deploy.guards.stability import Limits, check_state, kinetic_temperature
+from forcefield_ml.deploy.guards.stability import Limits, check_state, kinetic_temperature, torn_bonds
 from forcefield_ml.units import BOLTZMANN
 
 
@@ -52,3 +55,38 @@ def test_names_atoms_of_the_group_that_is_too_hot() -> None:
     members = {"solute": np.array([True, False, True, False])}
     event = check_state(0, np.zeros((4, 3)), forces, {"solute": 2000.0}, Limits(), None, members)
     assert event is not None and event.atoms == ["atom 2", "atom 0"]
+
+
+def water(box: float | None = None) -> Any:
+    """A topology of one water, in a cube if wanted."""
+    topology = app.Topology()
+    residue = topology.addResidue("HOH", topology.addChain())
+    oxygen, *hydrogens = [
+        topology.addAtom(name, app.Element.getBySymbol(name[0]), residue) for name in ("O", "H1", "H2")
+    ]
+    for hydrogen in hydrogens:
+        topology.addBond(oxygen, hydrogen)
+    if box is not None:
+        topology.setPeriodicBoxVectors(np.eye(3) * box)
+    return topology
+
+
+@pytest.mark.parametrize(("length", "fires"), [(0.12, False), (0.154, False), (0.157, True), (0.9, True)])
+def test_a_torn_bond(length: float, fires: bool) -> None:
+    """O-H at 1.6 of the sum of covalent radii, 0.155 nm; forces and temperature are those of a good state."""
+    positions = np.array([[0.0, 0.0, 0.0], [length, 0.0, 0.0], [0.0, 0.096, 0.0]])
+    event = check_state(3, positions, np.zeros((3, 3)), {"system": 300.0}, Limits(), water())
+    assert (event is not None) == fires
+    if event is not None:
+        assert (event.kind, event.step, event.atoms) == ("bond", 3, ["HOH1:O (0)", "HOH1:H1 (1)"])
+        assert f"1 bonds are torn, the longest to {length:.3f} nm" in event.reason
+    assert check_state(3, positions, np.zeros((3, 3)), {}, Limits(torn_bonds=False), water()) is None
+
+
+def test_a_bond_across_the_box_is_whole() -> None:
+    """Atoms on both sides of a periodic box are as near as their nearest copies; without a box they are not."""
+    positions = np.array([[0.01, 0.0, 0.0], [1.96, 0.0, 0.0], [0.01, 0.096, 0.0]])
+    assert torn_bonds(positions, water(2.0)) == []
+    assert torn_bonds(positions, water()) == [(pytest.approx(1.95), 0, 1)]
+    assert torn_bonds(positions + np.array([0.3, 5.0, -4.0]), water(2.0)) == []
+    assert torn_bonds(positions, None) == []

@@ -38,7 +38,7 @@ def gentle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make(dry: Molecules, gentle: Path, tmp_path: Path) -> Callable[..., app.Simulation]:
-    """Return a maker of Simulations of the dry peptide, at 300 K, in which the model acts alone."""
+    """Return a maker of Simulations of the dry peptide, at 300 K; the model acts alone, and nothing holds bonds."""
 
     def simulation_of(
         backend: str = "pythonforce", platform: str = "Reference", seed: int = 1, **options: Any
@@ -50,7 +50,9 @@ def make(dry: Molecules, gentle: Path, tmp_path: Path) -> Callable[..., app.Simu
         )
         simulation.context.setPositions(dry.positions)
         simulation.context.setVelocitiesToTemperature(300, seed)
-        return forcefield_ml.check(simulation, **{"last_good": tmp_path / "good.xml", "every": 10, **options})
+        return forcefield_ml.check(
+            simulation, **{"last_good": tmp_path / "good.xml", "every": 10, "torn_bonds": False, **options}
+        )
 
     return simulation_of
 
@@ -98,6 +100,17 @@ def test_absurd_forces(
     assert np.allclose(back, kept[int(found[4])], atol=1e-6)
 
 
+def test_bonds_that_tear(make: Callable[..., app.Simulation], tmp_path: Path) -> None:
+    """Where nothing holds bonds they tear long before anything is too hot; the state before it is kept."""
+    with pytest.raises(
+        UnstableError, match=r"at step \d+: \d+ bonds are torn, the longest to 0\.\d+ nm; worst: "
+    ) as caught:
+        make(torn_bonds=True).step(300)
+    state = openmm.XmlSerializer.deserialize((tmp_path / "good.xml").read_text())
+    assert 0 < state.getStepCount() < int(re.findall(r"at step (\d+)", str(caught.value))[0])
+    make(torn_bonds=False).step(300)
+
+
 @pytest.mark.parametrize("platform", ["Reference", "CPU"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_positions_that_are_lost(
@@ -134,7 +147,7 @@ def test_a_change_of_box_is_no_instability(wet: Molecules, deployed: dict[str, D
     system.addForce(forcefield_ml.load(deployed["fast"].path).create_force(wet.topology))
     simulation = app.Simulation(wet.topology, system, openmm.VerletIntegrator(0.0005))
     simulation.context.setPositions(wet.positions)
-    forcefield_ml.check(simulation, last_good=tmp_path / "good.xml").step(1)
+    forcefield_ml.check(simulation, last_good=tmp_path / "good.xml", torn_bonds=False).step(1)
     simulation.context.setPeriodicBoxVectors(*(openmm.Vec3(*row) for row in 1.01 * wet.box))
     with pytest.raises(BoxError, match="no barostat can act"):
         simulation.step(1)
@@ -173,7 +186,7 @@ def test_interrupt_in_the_model(make: Callable[..., app.Simulation], monkeypatch
 def test_watching_again_and_not_at_all(make: Callable[..., app.Simulation], tmp_path: Path) -> None:
     """A second check replaces the first watch; None leaves the simulation's own step."""
     simulation = make()
-    forcefield_ml.check(simulation, last_good=tmp_path / "other.xml", every=7)
+    forcefield_ml.check(simulation, last_good=tmp_path / "other.xml", every=7, torn_bonds=False)
     (watch,) = [reporter for reporter in simulation.reporters if isinstance(reporter, Watch)]
     assert (watch.every, watch.path) == (7, tmp_path / "other.xml")
     simulation.step(20)
