@@ -34,6 +34,7 @@ from forcefield_ml.simulation.structure import structure_series
 from forcefield_ml.simulation.trajectory import read_frames
 
 SHORT = {"cutoff": 0.6, "timestep_fs": 0.5, "equilibration_ps": 0.05, "steps": 40, "checkpoint_every": 20, "threads": 1}
+SHORT["torn_bonds"] = False  # random networks hold none
 
 
 def settings(structure: Path, output: Path, **changes: Any) -> SimulationConfig:
@@ -431,6 +432,14 @@ def test_warns_of_a_long_timestep(peptide_file: Path, tmp_path: Path) -> None:
     told: list[str] = []
     result = simulate(settings(peptide_file, tmp_path, timestep_fs=1.5, steps=10), message=told.append)
     assert any("1.5 fs is long" in line for line in told) and "1.5 fs is long" in result["warnings"][0]
+
+
+def test_a_torn_bond_stops_a_run(peptide_file: Path, tmp_path: Path) -> None:
+    """The same model with the guard on: bonds tear before anything is hot, and result.json says which."""
+    config = settings(peptide_file, tmp_path, model=write_model(tmp_path, 20000.0), torn_bonds=True, steps=2000)
+    with pytest.raises(UnstableError, match=r"bonds are torn, the longest to 0\.\d+ nm"):
+        simulate(config, message=quiet)
+    assert json.loads((tmp_path / "result.json").read_text())["event"]["kind"] == "bond"
 
 
 def test_heavy_hydrogens(peptide_file: Path, model_file: Path, tmp_path: Path) -> None:

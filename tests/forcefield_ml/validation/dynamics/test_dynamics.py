@@ -186,7 +186,7 @@ def test_the_run_with_multiple_time_steps_is_judged(runs: dict[str, Any]) -> Non
     value = runs["nve"]["multiple_time_stepping"]["drift"]["over_kinetic_std"] / 0.032
     assert use.outcome == (FIT if value < 1 else NOT_FIT)
     assert f"(8 x 0.5 fs) {value:.2g} of" in use.criteria[2].what and "in 1 ps (the run had 0.032)" in use.sentence
-    direct = {**runs, "nve": {"multiple_time_stepping": runs["nve"]["model"]}}
+    direct = {**runs, "nve": {**runs["nve"], "multiple_time_stepping": runs["nve"]["model"]}}
     control = judge(metrics, {"lambda": 0.02, "standard_error": 0.0}, direct)[1]
     assert control.outcome == NOT_FIT, "control: the direct force's own drift"
 
