@@ -43,6 +43,20 @@ def test_its_table(modules: list[Any], puzzle: Path, capsys: pytest.CaptureFixtu
     assert all(float(row[2]) < 0 < float(row[4]) for row in rows)
 
 
+def test_with_a_model(modules: list[Any], puzzle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The model alone where no kinds are named, beside others where they are; either without the other is refused."""
+    common = [str(puzzle), "--candidates", "1", "--trials", "steps=1"]
+    modules[0].main([*common, "--model", "rna-refinement", "--kinds", "model,true"])
+    both = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    modules[0].main([*common, "--model", "rna-refinement"])
+    alone = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[1] for row in both] == ["model", "true"] and alone == both[:1] and both[0][2:] != both[1][2:]
+    for wrong in (["--model", "rna-refinement", "--kinds", "true"], ["--kinds", "model"]):
+        with pytest.raises(SystemExit):
+            modules[0].main([*common, *wrong])
+        assert "only if, --model is given" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["fresh", "fixed", "smooth"])
 def test_its_noise(modules: list[Any], puzzle: Path, kind: str) -> None:
     """The angle between true and blurred vectors is the paper's; without noise it would be zero."""
