@@ -42,7 +42,15 @@ CORRECTED = ["amber99sbildn.xml", "tip3p.xml"]
 """What the model of mode `correction` corrects towards AMBER14."""
 
 RECIPE = {
-    "model": {"architecture": "fast", "n_channels": 16, "n_layers": 2, "n_basis": 12, "n_units": 8, "cutoff": 0.45},
+    "model": {
+        "architecture": "fast",
+        "n_channels": 16,
+        "n_layers": 2,
+        "n_basis": 12,
+        "n_units": 8,
+        "cutoff": 0.45,
+        "bonded": True,  # without, a molecule of water tears within 60 steps
+    },
     "max_batches": 600,
     "targets_per_batch": 300,
     "solute_share": 0.9,
