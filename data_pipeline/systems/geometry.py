@@ -41,6 +41,9 @@ RINGS = {
 _RING_REACH = 0.2
 """nm from a ring's centre to the middle of a bond that may pass through it."""
 
+_ROUNDING = 1e-9
+"""nm^3, of volumes of about 1e-3: a bond through the middle of a ring meets the edges of all its triangles."""
+
 
 def check_geometry(topology: app.Topology, positions: np.ndarray) -> None:
     """Refuse a chain with a hole in it, atoms on top of each other, and residues of the wrong hand.
@@ -142,13 +145,13 @@ def _passes(positions: np.ndarray, ring: list[int], centre: np.ndarray, i: int, 
     """Tell whether the line from i to j meets one of the triangles that the ring's edges span with its centre."""
     p, q = positions[i], positions[j]
 
-    def side(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> bool:
-        return bool(np.dot(a - d, np.cross(b - d, c - d)) > 0)
+    def volume(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> float:
+        return float(np.dot(a - d, np.cross(b - d, c - d)))
 
     for a, b in zip(positions[ring], positions[[*ring[1:], ring[0]]], strict=True):
-        if side(p, a, b, centre) != side(q, a, b, centre):
-            around = {side(p, q, a, b), side(p, q, b, centre), side(p, q, centre, a)}
-            if len(around) == 1:
+        if (volume(p, a, b, centre) > 0) != (volume(q, a, b, centre) > 0):
+            around = [volume(p, q, a, b), volume(p, q, b, centre), volume(p, q, centre, a)]
+            if min(around) > -_ROUNDING or max(around) < _ROUNDING:  # the edge of two triangles belongs to both
                 return True
     return False
 
