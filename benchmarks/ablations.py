@@ -26,8 +26,7 @@ from forcefield_ml.data import ForceDataset, Target
 from forcefield_ml.deploy.force.evaluator import Evaluator
 from forcefield_ml.nn.embedding import types_of
 from forcefield_ml.training import checkpoint as files
-
-COLUMNS = ("tensor", "magnitude", "angle", "relative", "pearson")
+from forcefield_ml.training.metrics import KEYS
 
 TARGETS = {FORCES: Target("total", "all"), REFINEMENT: Target("refinement")}
 """Task to what is timed."""
@@ -141,7 +140,7 @@ def _row(name: str, changes: dict[str, object], runs: Sequence[study.Run], micro
         f"{study.minutes(runs):.1f}",
         f"{training['n_parameters']:,}",
     ]
-    for key in COLUMNS:
+    for key in KEYS:
         digits = {"angle": 2, "relative": 4, "pearson": 4}.get(key, quantity.digits)
         values = [run.evaluation[key] for run in runs]
         cells.append("-" if None in values else study.mean(values, digits))  # order 0 has magnitudes alone

@@ -118,7 +118,10 @@ def check_state(
     torn = torn_bonds(positions, topology) if limits.torn_bonds else []
     if torn:
         atoms = [atom for _, *pair in torn for atom in pair]
-        reason = f"{len(torn)} bonds are torn, the longest to {torn[0][0]:.3f} nm"
+        reason = (
+            f"{len(torn)} bonds are torn, the longest to {torn[0][0]:.3f} nm, beyond {TORN:g} times the covalent radii "
+            "of its atoms. Where bonds may break, or are none, turn torn_bonds off"
+        )
         return Event(reason, "bond", step, atom_names(atoms, topology))
     return None
 
