@@ -80,6 +80,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--candidates", type=int, default=2, help="of each folder, evenly spaced by name")
     options = parser.parse_args(arguments)
     kinds = (options.kinds or ("model" if options.model else ",".join(KINDS))).split(",")
+    if unknown := set(kinds) - {*KINDS, "model"}:
+        parser.error(f"no kind {', '.join(sorted(unknown))}; there are {', '.join(KINDS)} and, with --model, model")
     if ("model" in kinds) != (options.model is not None):
         parser.error(f"kinds are {', '.join(kinds)}; model is one of them if, and only if, --model is given")
     model = None if options.model is None else load(options.model)

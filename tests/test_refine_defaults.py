@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from forcefield_ml.refinement import Settings, refine
 from forcefield_ml.refinement.scores import find_native
 from forcefield_ml.refinement.structure_file import read_structure_file
 
@@ -51,10 +52,17 @@ def test_with_a_model(modules: list[Any], puzzle: Path, capsys: pytest.CaptureFi
     modules[0].main([*common, "--model", "rna-refinement"])
     alone = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
     assert [row[1] for row in both] == ["model", "true"] and alone == both[:1] and both[0][2:] != both[1][2:]
-    for wrong in (["--model", "rna-refinement", "--kinds", "true"], ["--kinds", "model"]):
+    files = [puzzle / "candidates/one.pdb", puzzle / "native.pdb.gz"]
+    report = refine("rna-refinement", *files, settings=Settings(steps=1)).report
+    assert alone[0][2] == f"{report['after']['rmsd'] - report['before']['rmsd']:+.4f}"
+    for wrong, told in (
+        (["--model", "rna-refinement", "--kinds", "true"], "only if, --model is given"),
+        (["--kinds", "model"], "only if, --model is given"),
+        (["--kinds", "true,tru"], "no kind tru; there are true, fresh, fixed, smooth and, with --model, model"),
+    ):
         with pytest.raises(SystemExit):
             modules[0].main([*common, *wrong])
-        assert "only if, --model is given" in capsys.readouterr().err
+        assert told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["fresh", "fixed", "smooth"])

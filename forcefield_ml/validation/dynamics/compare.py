@@ -113,12 +113,7 @@ def compare(
     )
     start = (positions, velocities)
     base = build.mm_system(prepared, DEFAULT_FORCE_FIELD, settings.cutoff)
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always", SurroundingsWarning)
-        driven = build.add_model(base, prepared.topology, model, settings.mode, settings.backend, settings.platform)
-    surroundings = [str(one.message) for one in told if issubclass(one.category, SurroundingsWarning)]
-    for one in told:
-        warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    driven, surroundings = _driven(base, prepared, model, settings)
     runner = _Runner(prepared, plain, platform, settings, start)
     systems = {AMBER: plain, ML: driven.system}
     nvt = {name: runner.constant_temperature(system, f"NVT by {name}") for name, system in systems.items()}
@@ -152,6 +147,18 @@ def compare(
             "refused": multiple.refused,
         },
     }
+
+
+def _driven(
+    base: openmm.System, prepared: Prepared, model: Path, settings: DynamicsSettings
+) -> tuple[build.Simulated, list[str]]:
+    """Add the model; return with it what was warned of atoms that are bonded as none in training."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", SurroundingsWarning)
+        driven = build.add_model(base, prepared.topology, model, settings.mode, settings.backend, settings.platform)
+    for one in told:
+        warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    return driven, [str(one.message) for one in told if issubclass(one.category, SurroundingsWarning)]
 
 
 @dataclass(frozen=True)

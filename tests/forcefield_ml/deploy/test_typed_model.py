@@ -17,7 +17,7 @@ import forcefield_ml
 from forcefield_ml import models, units
 from forcefield_ml.deploy.model_file import bundle
 from forcefield_ml.deploy.model_file.card import make_card
-from forcefield_ml.errors import ConfigError, ForceModeError, TopologyError
+from forcefield_ml.errors import ConfigError, ForceModeError, SurroundingsWarning, TopologyError
 from forcefield_ml.nn.atom_types import AtomTypes
 from forcefield_ml.nn.embedding import TypeEmbedding, set_types, types_of
 
@@ -125,7 +125,7 @@ def test_unknown_but_complete_surroundings_are_told(typed: Deployed, dry: Molecu
     first, *_, last = (atom for atom in odd.atoms() if atom.name == "CA")
     odd.addBond(first, last)
     model = forcefield_ml.load(typed.path)
-    with pytest.warns(UserWarning, match=r"LYS351 CA .*ALA353 CA .*It knows the element alone"):
+    with pytest.warns(SurroundingsWarning, match=r"LYS351 CA .*ALA353 CA .*It knows the element alone"):
         model.create_force(odd)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

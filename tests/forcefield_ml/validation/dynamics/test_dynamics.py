@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openmm
 import pytest
 import torch
 from openmm import Vec3, app, unit
 
+from data_pipeline.systems.prepare import Prepared
 from forcefield_ml import pretrained
 from forcefield_ml.deploy.model_file import bundle
+from forcefield_ml.errors import SurroundingsWarning
+from forcefield_ml.simulation import build
+from forcefield_ml.simulation.build import Simulated
 from forcefield_ml.units import BOLTZMANN, KJ_PER_MOL_IN_MEV
 from forcefield_ml.validation.dynamics import DynamicsSettings, compare
 from forcefield_ml.validation.dynamics.blocks import block_mean, drift
+from forcefield_ml.validation.dynamics.compare import _driven
 from forcefield_ml.validation.dynamics.observables import (
     circular_difference,
     geometry,
@@ -221,3 +228,21 @@ def test_guard_ends_a_run(tmp_path: Path) -> None:
     motion = move(context, integrator, reference, None, steps=400, every=5, limits=Limits(), title="x", quiet=True)
     assert motion.event is not None and "force" in motion.event["reason"]
     assert 1 <= len(motion.time) < 80 and len(motion.kinetic) == len(motion.reference) == len(motion.time)
+
+
+def test_guesses_are_kept_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the warnings as the model joins, those of atoms bonded as none in training are kept; all are passed on."""
+    made = Simulated.__new__(Simulated)
+
+    def joins(*_: Any) -> Simulated:
+        warnings.warn("A:PRO1 N: bonded as no atom", SurroundingsWarning, stacklevel=1)
+        warnings.warn("no water", UserWarning, stacklevel=1)
+        return made
+
+    monkeypatch.setattr(build, "add_model", joins)
+    prepared = Prepared.__new__(Prepared)
+    object.__setattr__(prepared, "topology", app.Topology())
+    with pytest.warns(UserWarning) as told:
+        found = _driven(openmm.System(), prepared, Path("model.pt"), DynamicsSettings())
+    assert found == (made, ["A:PRO1 N: bonded as no atom"])
+    assert [str(one.message) for one in told] == ["A:PRO1 N: bonded as no atom", "no water"]
