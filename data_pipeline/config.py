@@ -39,8 +39,12 @@ _WEB = "^https?://"
 class SourceConfig(Section):
     """Where entries come from."""
 
-    kind: Literal["mirror", "rcsb"] = Field(default="mirror", description="A folder of files, or the archive itself.")
-    path: str = Field(description="The mirror's folder, or the one that keeps what is fetched, relative to this file.")
+    kind: Literal["mirror", "rcsb", "peptides"] = Field(
+        default="mirror", description="A folder of files, the archive itself, or short peptides that are built."
+    )
+    path: str = Field(
+        description="The mirror's folder, or the one that keeps what is fetched or built, relative to this file."
+    )
     search_url: str = Field(default=SEARCH_URL, pattern=_WEB, description="Rcsb: the search service.")
     download_url: str = Field(default=DOWNLOAD_URL, pattern=_WEB, description="Rcsb: the folder of ID.cif.gz.")
     requests_per_second: float = Field(default=4.0, gt=0, le=20, description="Rcsb: all connections together.")
@@ -51,20 +55,31 @@ class SourceConfig(Section):
         default=None, ge=0, description="Rcsb: days that a search's answer is kept; null for ever, 0 asks anew."
     )
     max_entries: int | None = Field(default=None, ge=1, description="Rcsb: only so many of what the search finds.")
+    length: int = Field(default=3, ge=1, le=50, description="Peptides: residues of each.")
+    rounds: int = Field(
+        default=10, ge=1, le=20, description="Peptides: 20 each, every residue once at every place; neighbours differ."
+    )
 
     @model_validator(mode="after")
-    def _mirror_has_no_server(self) -> SourceConfig:
+    def _of_this_kind(self) -> SourceConfig:
         defaults = type(self).model_fields
         changed = [name for name, value in self if name not in ("kind", "path") and value != defaults[name].default]
-        if self.kind == "mirror" and changed:
-            raise ValueError(f"{', '.join(changed)} without kind: rcsb; a folder is not asked over the internet")
+        for kind in ("rcsb", "peptides"):
+            strange = [name for name in changed if kind != self.kind and name in self._options_of(kind)]
+            if strange:
+                raise ValueError(f"{', '.join(strange)} without kind: {kind}; a source of kind {self.kind} has no use for it")
         return self
+
+    @classmethod
+    def _options_of(cls, kind: str) -> list[str]:
+        own = ["length", "rounds"]
+        others = [name for name in cls.model_fields if name not in ("kind", "path", *own)]
+        return {"mirror": [], "rcsb": others, "peptides": own}[kind]
 
     def options(self, criteria: Criteria) -> dict[str, Any]:
         """Return the keyword arguments of `sources.open_source` besides kind and path."""
-        if self.kind == "mirror":
-            return {}
-        return {"criteria": criteria, **self.model_dump(exclude={"kind", "path"})}
+        asked = {"criteria": criteria} if self.kind == "rcsb" else {}
+        return {**asked, **self.model_dump(include=set(self._options_of(self.kind)))}
 
 
 class SelectConfig(Section):

@@ -9,9 +9,10 @@ from typing import Any, Protocol
 from data_pipeline.errors import ConfigError
 from data_pipeline.sources.ids import normalise_id
 from data_pipeline.sources.mirror import Mirror
+from data_pipeline.sources.peptides import Peptides
 from data_pipeline.sources.rcsb import Rcsb
 
-__all__ = ["KINDS", "Mirror", "Rcsb", "Source", "normalise_id", "open_source"]
+__all__ = ["KINDS", "Mirror", "Peptides", "Rcsb", "Source", "normalise_id", "open_source"]
 
 
 class Source(Protocol):
@@ -38,7 +39,7 @@ class Source(Protocol):
         ...
 
 
-KINDS: dict[str, Callable[..., Source]] = {"mirror": Mirror, "rcsb": Rcsb}
+KINDS: dict[str, Callable[..., Source]] = {"mirror": Mirror, "rcsb": Rcsb, "peptides": Peptides}
 """Kind of source -> what opens it: a folder and the kind's own options."""
 
 
@@ -48,11 +49,12 @@ def open_source(kind: str, path: Path | str, **options: Any) -> Source:
     Parameters
     ----------
     kind
-        A key of `KINDS`; ``mirror`` is a folder of files, ``rcsb`` the Protein Data Bank over the internet.
+        A key of `KINDS`; ``mirror`` is a folder of files, ``rcsb`` the Protein Data Bank over the internet,
+        ``peptides`` are built.
     path
-        The folder of a mirror; of a source that fetches, the folder that keeps what was fetched.
+        The folder of a mirror; of another source, the folder that keeps what was fetched or built.
     options
-        Of `rcsb.Rcsb`; a mirror has none.
+        Of `rcsb.Rcsb` or `peptides.Peptides`; a mirror has none.
 
     Raises
     ------
