@@ -55,7 +55,7 @@ class SourceConfig(Section):
         default=None, ge=0, description="Rcsb: days that a search's answer is kept; null for ever, 0 asks anew."
     )
     max_entries: int | None = Field(default=None, ge=1, description="Rcsb: only so many of what the search finds.")
-    length: int = Field(default=3, ge=1, le=50, description="Peptides: residues of each.")
+    length: int = Field(default=3, ge=2, le=50, description="Peptides: residues of each.")
     rounds: int = Field(
         default=10, ge=1, le=20, description="Peptides: 20 each, every residue once at every place; neighbours differ."
     )
@@ -67,7 +67,7 @@ class SourceConfig(Section):
         for kind in ("rcsb", "peptides"):
             strange = [name for name in changed if kind != self.kind and name in self._options_of(kind)]
             if strange:
-                raise ValueError(f"{', '.join(strange)} without kind: {kind}; a source of kind {self.kind} has no use for it")
+                raise ValueError(f"{', '.join(strange)} without kind: {kind}; kind {self.kind} has no use for it")
         return self
 
     @classmethod

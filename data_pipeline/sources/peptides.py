@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import gemmi
@@ -143,7 +144,7 @@ def backbone(conformations: Sequence[tuple[float, float]]) -> np.ndarray:
     chain = [np.zeros(3), np.array([_BONDS["N", "CA"], 0.0, 0.0])]
     corner = np.radians(180 - _ANGLES["C"])
     chain.append(chain[1] + _BONDS["CA", "C"] * np.array([np.cos(corner), np.sin(corner), 0.0]))
-    for (_, psi), (phi, _) in zip(conformations, conformations[1:], strict=False):
+    for (_, psi), (phi, _) in pairwise(conformations):
         for before, name, torsion in (("C", "N", psi), ("N", "CA", 180.0), ("CA", "C", phi)):
             chain.append(_placed(chain[-3:], _BONDS[before, name], _ANGLES[name], torsion))
     atoms = np.array(chain).reshape(-1, 3, 3)
@@ -175,7 +176,7 @@ def pdb_text(entry_id: str, sequence: str) -> str:
     sequence
         One letter a residue. It decides the conformation, too.
     """
-    draw = random.Random(sequence)  # noqa: S311 - the same numbers everywhere
+    draw = random.Random(sequence)
     conformations = []
     for letter in sequence:
         phi, psi = draw.choice(CONFORMATIONS_OF_PROLINE if letter == "P" else CONFORMATIONS)

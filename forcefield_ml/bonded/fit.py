@@ -30,6 +30,10 @@ FEWEST = 20
 """Terms in all frames that must have a key: what fewer have is taken for their kin."""
 
 
+FEWEST_NEW = 8
+"""The same where keys are added to a trained model: they begin at nothing, which no single term can lead astray."""
+
+
 class Frame(NamedTuple):
     """One frame to fit to.
 
@@ -84,6 +88,27 @@ def fit(frames: Callable[[], Iterable[Frame]], ridge: Mapping[str, float] = RIDG
         solved = _solve(normal, right, columns, ridge)
         table = _joined(table, columns, solved)
     return table._replace(gram=_gram(frames(), table))
+
+
+def unknown(frames: Callable[[], Iterable[Frame]], table: BondedTable, fewest: int = FEWEST_NEW) -> BondedTable:
+    """Return the keys that a table lacks, their parameters zero: at first such terms are what their kin are.
+
+    What a trained network leaves of the forces is not at hand here, and a fit to the whole forces would give these
+    keys what the network has learnt already.
+
+    Parameters
+    ----------
+    frames
+        As for `fit`.
+    table
+        Of the model.
+    fewest
+        See `FEWEST_NEW`.
+    """
+    wanted = [_columns(frames(), depth, fewest).keys for depth in range(DEPTHS)]
+    keys = {kind: np.setdiff1d(np.concatenate([found[kind] for found in wanted]), table.keys[kind]) for kind in KINDS}
+    found = BondedTable(keys, {kind: np.zeros((len(keys[kind]), N_FUNCTIONS[kind])) for kind in KINDS}, {})
+    return found._replace(gram=_gram(frames(), found))
 
 
 def residual(frames: Callable[[], Iterable[Frame]], table: BondedTable) -> float:

@@ -93,11 +93,40 @@ class Bonded(nn.Module):
             require_room(kind, count)
             self.get_buffer(f"keys_{kind}").fill_(UNUSED)[:count] = torch.from_numpy(keys)
             self.get_buffer(f"reference_{kind}").zero_()[:count] = torch.from_numpy(table.values[kind])
-            gram = torch.from_numpy(table.gram[kind])
-            floor = FLOOR[kind] * gram.diagonal(dim1=1, dim2=2).clamp_min(1e-12)
-            factor = torch.linalg.cholesky(gram + torch.diag_embed(floor))
-            self.get_buffer(f"transform_{kind}").zero_()[:count] = (scale * torch.linalg.inv(factor).mT).float()
+            self.get_buffer(f"transform_{kind}").zero_()[:count] = _transform(kind, table, scale)
             self.get_parameter(f"learnt_{kind}").data.zero_()
+
+    def add_table(self, table: BondedTable, scale: float) -> None:
+        """Learn more keys; the others keep what they have.
+
+        Parameters
+        ----------
+        table
+            Of keys that the model does not have, as of `fit.unknown`.
+        scale
+            As for `set_table`.
+
+        Raises
+        ------
+        ConfigError
+            If there is no room for so many keys.
+        """
+        for kind in KINDS:
+            keys, n = self.get_buffer(f"keys_{kind}"), N_FUNCTIONS[kind]
+            used = int((keys < UNUSED).sum())
+            count = used + len(table.keys[kind])
+            require_room(kind, count)
+            joined = torch.cat([keys[:used], torch.from_numpy(table.keys[kind]).to(keys)])
+            order = joined.argsort()
+            keys[:count] = joined[order]
+            for what, new in (
+                ("reference", torch.from_numpy(table.values[kind])),
+                ("transform", _transform(kind, table, scale)),
+                ("learnt", torch.zeros(len(table.keys[kind]), n)),
+            ):
+                width = n * n if what == "transform" else n
+                rows = self._part(what, kind).data.view(len(keys), width)
+                rows[:count] = torch.cat([rows[:used], new.reshape(-1, width).to(rows)])[order]
 
     def values(self) -> Dict[str, Tensor]:
         """Return kind to (room, P) float64, the parameters by key."""
@@ -171,6 +200,14 @@ def _checked(kind: str, parts: "Sequence[Tensor | None]") -> "Tuple[NDArray[np.i
             f"the model's table of {kind} terms is out of order or not finite; export its checkpoint again"
         )
     return keys[used].cpu().numpy(), values[used].detach().cpu().numpy()
+
+
+def _transform(kind: str, table: BondedTable, scale: float) -> Tensor:
+    """Return (K, P, P) what makes one unit of any weight a change of the force by `scale` in the mean."""
+    gram = torch.from_numpy(table.gram[kind])
+    floor = FLOOR[kind] * gram.diagonal(dim1=1, dim2=2).clamp_min(1e-12)
+    factor = torch.linalg.cholesky(gram + torch.diag_embed(floor))
+    return (scale * torch.linalg.inv(factor).mT).float()
 
 
 def _values(reference: Tensor, transform: Tensor, learnt: Tensor) -> Tensor:

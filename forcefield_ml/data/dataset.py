@@ -233,7 +233,7 @@ class ForceDataset:
         if types is None:
             codes = [entry.species.astype(np.int64) for entry in self.entries]
         else:
-            codes = [types.codes(species, bonds) for species, bonds in self.molecules()]
+            codes = [types.codes(entry.species, entry.bonds) for entry in self.entries]
         terms: list[EntryTerms | None] = [None] * len(self.entries)
         if keys is not None:
             found = (touching(find_terms(entry.species, entry.bonds), entry.target_mask) for entry in self.entries)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,9 @@ from forcefield_ml.data.dataset import ForceDataset, Sample
 from forcefield_ml.data.target import Target
 from forcefield_ml.errors import DatasetError
 from forcefield_ml.nn.atom_types import AtomTypes
+
+LONGEST_PEPTIDE = 8
+"""Residues of a chain that is alike to no protein: so few do not tell one from another."""
 
 
 class JoinedDataset(ForceDataset):
@@ -30,7 +33,8 @@ class JoinedDataset(ForceDataset):
     path
         The first dataset.
     extra
-        Other frames of the same training entries; what they mark as validation or test is not read.
+        Other frames of the same training entries, or of peptides of at most `LONGEST_PEPTIDE` residues; what they mark
+        as validation or test is not read.
     target
         As for `ForceDataset`.
 
@@ -80,6 +84,23 @@ class JoinedDataset(ForceDataset):
             part.encode(types, keys)
             self.index = self.index + part.index
 
+    def molecules(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+        """Return species (N,) and bonds (B, 2) of the entries of all, those that are the same once."""
+        told = set()
+        for species, bonds in chain(super().molecules(), *(part.molecules() for part in self._parts)):
+            key = (species.tobytes(), bonds.tobytes())
+            if key not in told:
+                told.add(key)
+                yield species, bonds
+
+    def sequences(self) -> dict[str, str]:
+        """Return the sequence of each entry of all by name."""
+        return {name: value for part in self._parts for name, value in part.sequences().items()} | super().sequences()
+
+    def residue_names(self) -> list[str]:
+        """Return the names of all residues that occur in any, sorted."""
+        return sorted({*super().residue_names(), *(name for part in self._parts for name in part.residue_names())})
+
     def sampled_items(self) -> list[int]:
         """Return the numbers of the frames that sample an ensemble: all but those that a model visited."""
         parts = zip((self, *self._parts), pairwise(self._starts), strict=True)
@@ -124,9 +145,9 @@ class JoinedDataset(ForceDataset):
         self._require_same_forces(part, "extra_datasets")
         if part.content_sha256 == self.content_sha256:
             raise DatasetError(f"{part.path} is the dataset itself; leave it out of extra_datasets")
-        own = self.sequences()
+        own = super().sequences()
         for name, sequence in part.sequences().items():
-            if own.get(name) != sequence:
+            if own.get(name) != sequence and len(sequence) > LONGEST_PEPTIDE:
                 raise DatasetError(
                     f"{part.path} would train on {name}, which is no training entry of {self.path} (by name and "
                     "sequence): it may be alike to what the model is judged by. Make extra datasets from the training "

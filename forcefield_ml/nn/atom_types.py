@@ -99,10 +99,21 @@ class AtomTypes(NamedTuple):
     parents: NDArray[np.int64]
 
     @classmethod
+    def none(cls) -> AtomTypes:
+        """Return no types."""
+        return cls(*(np.zeros(0, dtype=np.int64) for _ in cls._fields))
+
+    @classmethod
     def of(
         cls, molecules: Iterable[tuple[NDArray[Any], NDArray[Any]]], depth: int, room: int, fewest: int = 10
     ) -> AtomTypes:
-        """Return the types that occur in some molecules.
+        """Return the types that occur in some molecules; parameters as of `grown`."""
+        return cls.none().grown(molecules, depth, room, fewest)
+
+    def grown(
+        self, molecules: Iterable[tuple[NDArray[Any], NDArray[Any]]], depth: int, room: int, fewest: int = 10
+    ) -> AtomTypes:
+        """Return these types, their numbers as they are, followed by others that occur in some molecules.
 
         Parameters
         ----------
@@ -111,7 +122,7 @@ class AtomTypes(NamedTuple):
         depth
             Bonds to go.
         room
-            Most types to keep: the most frequent ones.
+            Most types in all: of the others the most frequent ones.
         fewest
             Atoms that must have a type: what fewer have cannot be learnt.
         """
@@ -123,13 +134,14 @@ class AtomTypes(NamedTuple):
                 counts.update(
                     (level + 1, *pair) for pair in zip(around[:, level].tolist(), parents.tolist(), strict=True)
                 )
-        frequent = [key for key, count in counts.most_common(room) if count >= fewest]
+        number = {value: t for t, value in enumerate(self.hashes.tolist(), start=1)}
+        others = [(key, count) for key, count in counts.most_common() if key[1] not in number]
+        frequent = [key for key, count in others[: max(room - len(number), 0)] if count >= fewest]
         kept = sorted(frequent)  # a parent is at least as frequent, and less deep
-        number = {key[1]: t + 1 for t, key in enumerate(kept)}
-        return cls(
-            np.array([key[1] for key in kept], dtype=np.int64),
-            np.array([key[0] for key in kept], dtype=np.int64),
-            np.array([number.get(key[2], 0) for key in kept], dtype=np.int64),
+        number |= {key[1]: t for t, key in enumerate(kept, start=len(number) + 1)}
+        new = ([key[1] for key in kept], [key[0] for key in kept], [number.get(key[2], 0) for key in kept])
+        return AtomTypes(
+            *(np.concatenate([old, np.array(added, dtype=np.int64)]) for old, added in zip(self, new, strict=True))
         )
 
     def ancestry(self, depth: int) -> NDArray[np.int64]:

@@ -108,11 +108,41 @@ def set_types(network: nn.Module, molecules: Iterable[tuple[NDArray[Any], NDArra
     molecules
         Species (N,) and bonds (B, 2) of each.
     """
+    _grow(network, AtomTypes.none(), molecules)
+
+
+def add_types(network: nn.Module, molecules: Iterable[tuple[NDArray[Any], NDArray[Any]]]) -> int:
+    """Let a network know the types of some molecules besides those it knows; at first they add no features.
+
+    So predictions stay as they are, bit for bit.
+
+    Parameters
+    ----------
+    network, molecules
+        As for `set_types`.
+
+    Returns
+    -------
+    int
+        Types that are new.
+    """
+    known = types_of(network)
+    if known is None:
+        return 0
+    types = _grow(network, known, molecules)
+    for part in network.modules():
+        if isinstance(part, TypeEmbedding):
+            part.weights.data[len(known.hashes) : len(types.hashes)] = 0.0
+    return len(types.hashes) - len(known.hashes)
+
+
+def _grow(network: nn.Module, known: AtomTypes, molecules: Iterable[tuple[NDArray[Any], NDArray[Any]]]) -> AtomTypes:
     parts = [part for part in network.modules() if isinstance(part, TypeEmbedding)]
     if parts:
-        types = AtomTypes.of(molecules, parts[0].depth, parts[0].room)
-        for part in parts:
-            part.set_types(types)
+        known = known.grown(molecules, parts[0].depth, parts[0].room)
+    for part in parts:
+        part.set_types(known)
+    return known
 
 
 def types_of(module: nn.Module) -> AtomTypes | None:

@@ -12,14 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import numpy as np
 import torch
 
 from data_pipeline.schema import REFINEMENT
 from forcefield_ml import models, pretrained
-from forcefield_ml.bonded.fit import Frame, fit, residual
 from forcefield_ml.bonded.module import keys_of
-from forcefield_ml.bonded.terms import find_terms, touching
 from forcefield_ml.config import dump_config
 from forcefield_ml.data import BatchSource, BatchStream, ForceDataset, JoinedDataset, Target
 from forcefield_ml.data.target import quantity_of
@@ -34,11 +31,9 @@ from forcefield_ml.training.processes import Processes
 from forcefield_ml.training.start import Begun, begin_with
 from forcefield_ml.training.start import read as read_start
 from forcefield_ml.training.supervisor import BEST, LAST, Supervisor, budget, former_signal_handlers, headline
+from forcefield_ml.training.terms import fit_terms
 
 CONFIG = "config.yaml"
-
-FIT_FRAMES = 100
-"""Training frames, evenly over the entries, that bonded terms are fitted to before training begins."""
 
 
 @dataclass
@@ -154,12 +149,12 @@ def train(config: TrainingConfig, quiet: bool = False) -> TrainingResult:
         source = pretrained.resolve(config.start_from)
         start = read_start(source)
         _require_same_quantity(files.target_of(start.training), target, source)
-        begun = begin_with(start, model, training.molecules(), source)
+        begun = begin_with(start, model, training, source)
         scale = float(start.training["scale"])
         learnt_before = {**provenance.learnt_before(start, source), **begun.record()}
         stages = provenance.stages_of(start.training)
     else:
-        scale = _fit_bonded(model, training) if model.config.get("bonded") else training.rms_target_force()
+        scale = fit_terms(model, training) if model.config.get("bonded") else training.rms_target_force()
         if not scale > 0:
             raise ConfigError(
                 f"every target {target.quantity.name} in {config.dataset} is zero; there is nothing to learn"
@@ -218,28 +213,6 @@ def train(config: TrainingConfig, quiet: bool = False) -> TrainingResult:
         with former_signal_handlers(), processes.in_step():
             trainer.fit(module, train_dataloaders=stream)
     return _result(config, files.load(config.output / LAST), supervisor.finished)
-
-
-def _fit_bonded(model: models.Model | models.TwoHeads, training: JoinedDataset) -> float:
-    """Fit the bonded terms to the training frames; return the root mean square of what they leave, kJ/mol/nm."""
-    items = training.sampled_items() or list(range(len(training)))
-    chosen = [items[k] for k in np.unique(np.linspace(0, len(items) - 1, FIT_FRAMES).round().astype(int))]
-    # an entry may be prepared in another way in another dataset
-    entries = {(entry.source, entry.name): entry for entry, _ in (training.index[item] for item in chosen)}
-    terms = {key: touching(find_terms(entry.species, entry.bonds), entry.target_mask) for key, entry in entries.items()}
-
-    def frames() -> Iterator[Frame]:
-        for item in chosen:
-            sample, entry = training[item], training.index[item][0]
-            found = terms[entry.source, entry.name]
-            yield Frame(found, sample.positions, sample.box, sample.forces, entry.target_mask)
-
-    table = fit(frames)
-    left = residual(frames, table)
-    bonded = next(iter(model.parts.values())).bonded
-    assert bonded is not None
-    bonded.set_table(table, left)
-    return left
 
 
 def _require_fit(config: TrainingConfig, model: models.Model | models.TwoHeads, target: Target) -> None:

@@ -1,23 +1,23 @@
 """What a new run takes of a checkpoint that it begins with: all that both networks have. The rest begins fresh.
 
 A direct model is cheap to train, and what its backbone has learnt serves an energy as well; a network of elements alone
-serves one of atom types. So the checkpoint's head may be another, and types may be new. Everything else is the same
-network or is refused.
+serves one of atom types, and what knows some kinds of residues can learn others. So the checkpoint's head may be
+another, and atom types and bonded terms that the data have and the checkpoint lacks are added, without changing a
+force. Everything else is the same network or is refused.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from numpy.typing import NDArray
-
 from forcefield_ml import models
+from forcefield_ml.data import JoinedDataset
 from forcefield_ml.errors import ConfigError
-from forcefield_ml.nn.embedding import TypeEmbedding, set_types
+from forcefield_ml.nn.embedding import TypeEmbedding, add_types, set_types
 from forcefield_ml.training import checkpoint as files
+from forcefield_ml.training.terms import add_terms
 
 HEADS_OF = {"vector": ("vector",), "energy": ("energy",), "both": ("vector", "energy")}
 """``head`` -> the heads that a network has."""
@@ -33,7 +33,7 @@ class Begun(NamedTuple):
     Attributes
     ----------
     taken, fresh
-        Names of the parts: backbone, the heads, atom types.
+        Names of the parts: backbone, the heads, atom types; of those that were added to others, their number.
     """
 
     taken: tuple[str, ...]
@@ -71,7 +71,7 @@ def read(path: Path) -> files.Checkpoint:
 def begin_with(
     start: files.Checkpoint,
     model: models.Model | models.TwoHeads,
-    molecules: Iterable[tuple[NDArray[Any], NDArray[Any]]],
+    training: JoinedDataset,
     path: Path,
 ) -> Begun:
     """Put a checkpoint's weights into a fresh model.
@@ -83,15 +83,15 @@ def begin_with(
     model
         Of the new run; changed in place. Predictions of a head that is taken are the checkpoint's, bit for bit, but
         where the new network bounds features and the checkpoint's did not.
-    molecules
-        Of the training data; as for `set_types`.
+    training
+        The data, whose atom types and bonded terms the model shall know.
     path
         Of the checkpoint, for messages.
 
     Raises
     ------
     ConfigError
-        If it is of another network.
+        If it is of another network, or the data have more kinds of bonded terms than a model has room for.
     ModelFileError
         If its weights do not fit the model it names.
     """
@@ -100,6 +100,7 @@ def begin_with(
     former: dict[str, Any] = {name: files.rebuild(start, str(path), name) for name in HEADS_OF[known["head"]]}
     first = next(iter(former.values()))
     backbone, bonded = first.backbone.state_dict(), first.bonded
+    scale = float(start.training["scale"])
     types = _new_types(known, model)
     taken, fresh = ["backbone", *(["bonded terms"] if bonded is not None else [])], []
     for name, part in model.parts.items():
@@ -110,15 +111,19 @@ def begin_with(
             part.head.load_state_dict(former[name].head.state_dict())
             taken.append(f"{name} head")
         else:
-            part.set_scale(float(start.training["scale"]) / math.sqrt(3))
+            part.set_scale(scale / math.sqrt(3))
             if name == "energy":
                 part.head.weights.data.mul_(FIRST_ENERGY)
             fresh.append(f"{name} head")
     if types:
-        set_types(model, molecules)
+        set_types(model, training.molecules())
         for embedding in types:
             embedding.weights.data.zero_()  # adds nothing: the first forces are those of the elements alone
         fresh.append("atom types")
+    elif n_types := add_types(model, training.molecules()):
+        fresh.append(f"{n_types} more atom types")
+    if bonded is not None and (n_terms := add_terms(model, training, scale)):
+        fresh.append(f"{n_terms} more kinds of bonded terms")
     return Begun(tuple(taken), tuple(fresh))
 
 

@@ -66,7 +66,7 @@ def write_dataset(
             attributes = {
                 "split": split,
                 "cluster": f"c{number}",
-                "sequence": "ACDEFGH"[: 3 + number % 4],
+                "sequence": "ACDEFGHIKLMN"[: 9 + number % 4],
                 "source_file": f"{name}.cif",
                 "source_sha256": "0" * 64,
                 "seed": number,

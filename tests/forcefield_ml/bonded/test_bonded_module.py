@@ -109,6 +109,43 @@ def test_two_frames_in_one_batch(table: BondedTable, positions: torch.Tensor) ->
     assert (found - expected).norm() < SLOPES * expected.norm()
 
 
+def test_keys_can_be_added(table: BondedTable, positions: torch.Tensor) -> None:
+    """What was known keeps what it learnt, what is new begins with the values given; both are learnt at their rate."""
+    amides = chosen_table(AMIDE, seed=3)
+    known = {kind: np.isin(table.keys[kind], amides.keys[kind]) for kind in KINDS}
+    fresh = BondedTable(*({kind: part[kind][~known[kind]] for kind in KINDS} for part in table))
+    bonded = learnt(amides)
+    before = bonded.table()
+    bonded.add_table(fresh, 100.0)
+    after = bonded.table()
+    for kind in KINDS:
+        assert np.array_equal(after.keys[kind], table.keys[kind])
+        assert np.array_equal(after.values[kind][known[kind]], before.values[kind])
+        assert np.array_equal(after.values[kind][~known[kind]], table.values[kind][~known[kind]])
+    whole = Bonded()
+    whole.set_table(table, 100.0)
+    for kind in KINDS:
+        assert torch.equal(bonded.get_buffer(f"transform_{kind}"), whole.get_buffer(f"transform_{kind}"))
+    assert sum(map(len, fresh.keys.values())) > 0
+    water = frame_forces(after, MOLECULE, positions)[12:]
+    assert torch.equal(water, frame_forces(table, MOLECULE, positions)[12:])
+
+
+def test_no_more_keys_are_added_than_there_is_room_for(table: BondedTable) -> None:
+    """Refused, naming the kind."""
+    bonded = Bonded()
+    bonded.set_table(table, 1.0)
+    keys = np.arange(ROOM["bond"], dtype=np.int64)
+    many = BondedTable(
+        {kind: keys if kind == "bond" else np.zeros(0, dtype=np.int64) for kind in KINDS},
+        {kind: np.zeros((len(keys) if kind == "bond" else 0, N_FUNCTIONS[kind])) for kind in KINDS},
+        {kind: np.tile(np.eye(N_FUNCTIONS[kind]), (len(keys) if kind == "bond" else 0, 1, 1)) for kind in KINDS},
+    )
+    assert len(keys) + len(table.keys["bond"]) > ROOM["bond"]
+    with pytest.raises(ConfigError, match=f"kinds of bond terms, a model has room for {ROOM['bond']}"):
+        bonded.add_table(many, 1.0)
+
+
 def test_unknown_terms_pull_at_nothing(table: BondedTable, positions: torch.Tensor) -> None:
     """What has no key adds nothing: here the water of a table of amides."""
     amides = chosen_table(AMIDE, seed=3)

@@ -22,8 +22,8 @@ from molecule_files import (
 
 from forcefield_ml.bonded import BondedTable, find_terms, fit
 from forcefield_ml.bonded.bound import BoundTerms
-from forcefield_ml.bonded.fit import FEWEST, RIDGE, Frame, residual
-from forcefield_ml.bonded.geometry import slopes, term_vectors
+from forcefield_ml.bonded.fit import FEWEST, RIDGE, Frame, residual, unknown
+from forcefield_ml.bonded.geometry import N_FUNCTIONS, slopes, term_vectors
 
 LEFT = 1e-3
 """Of the forces, on frames that the fit has not seen, where parameters differ by elements."""
@@ -104,6 +104,21 @@ def test_elements_alone_do_not_tell_it(seen: tuple[Molecule, BondedTable, np.nda
         {},
     )
     assert left(molecule, shallow, positions[40:], forces[40:]) > 10 * LEFT_DEEPER
+
+
+def test_what_a_table_lacks_is_found(seen: tuple[Molecule, BondedTable, np.ndarray, np.ndarray]) -> None:
+    """Keys that enough terms have and the table has not, with nothing for parameters and the size of their forces."""
+    molecule, _, positions, forces = seen
+    frames = frames_of(molecule, positions[:10], forces[:10])
+    whole, amide = fit(frames), fit(frames_of(AMIDE, positions[:10, : len(AMIDE.species)], forces[:10, :12]))
+    found = unknown(frames, amide, FEWEST)
+    for kind, keys in found.keys.items():
+        assert set(keys.tolist()) == set(whole.keys[kind].tolist()) - set(amide.keys[kind].tolist())
+        assert not found.values[kind].any() and found.values[kind].shape == (len(keys), N_FUNCTIONS[kind])
+        place = np.searchsorted(whole.keys[kind], keys)
+        np.testing.assert_allclose(found.gram[kind], whole.gram[kind][place])
+    assert len(found.keys["bond"]) and not any(map(len, unknown(frames, whole, FEWEST).keys.values()))
+    assert not any(map(len, unknown(frames, amide, fewest=10_000).keys.values()))
 
 
 def test_only_targets_count(seen: tuple[Molecule, BondedTable, np.ndarray, np.ndarray]) -> None:

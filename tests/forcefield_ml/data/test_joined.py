@@ -11,6 +11,7 @@ import pytest
 from dataset_files import write_dataset
 
 from forcefield_ml.data import ForceDataset, JoinedDataset, Target
+from forcefield_ml.data.joined import LONGEST_PEPTIDE
 from forcefield_ml.errors import DatasetError
 
 
@@ -56,7 +57,7 @@ def test_the_first_tells_what_the_data_are(first: Path, visited: Path) -> None:
 
 def test_other_proteins_are_refused(first: Path, visited: Path, tmp_path: Path) -> None:
     """Whether they are alike to those held back nobody has looked: neither by name nor by sequence do they come in."""
-    for name, changes in (("other name", {}), ("other sequence", {"sequence": "ACDX"})):
+    for name, changes in (("other name", {}), ("other sequence", {"sequence": "ACDEFGHIX"})):
         path = tmp_path / f"{name}.h5"
         write_dataset(path, {"9zzz" if name == "other name" else "1aaa": "train"}, seed=2)
         with h5py.File(path, "r+") as file:
@@ -67,6 +68,22 @@ def test_other_proteins_are_refused(first: Path, visited: Path, tmp_path: Path) 
     held = write_dataset(tmp_path / "held.h5", {"1aaa": "train", "2bbb": "train", "3ccc": "test"}, seed=3)
     with closing(JoinedDataset(first, [held])) as joined:
         assert {entry.name for entry, _ in joined.index} == {"1aaa", "2bbb"}
+
+
+def test_peptides_may_be_learnt_besides(first: Path, tmp_path: Path) -> None:
+    """A chain too short to be alike to any protein; sequences, residues and molecules are told with the others."""
+    peptides = write_dataset(tmp_path / "peptides.h5", {"1aaa": "train", "0000": "train"}, seed=2)
+    with h5py.File(peptides, "r+") as file:
+        file["entries/0000"].attrs["sequence"] = "A" * LONGEST_PEPTIDE
+        file["entries/0000/residue_names"][0] = b"ACE"
+    with closing(JoinedDataset(first, [peptides, first.with_name("peptides.h5")])) as joined:
+        assert joined.sequences() == {"0000": "A" * LONGEST_PEPTIDE, "1aaa": "ACDEFGHIK", "2bbb": "ACDEFGHIKL"}
+        assert joined.residue_names() == ["ACE", "ALA"]
+        assert len(list(joined.molecules())) == 4, "those that come twice are told once"
+    with h5py.File(peptides, "r+") as file:
+        file["entries/0000"].attrs["sequence"] = "A" * (LONGEST_PEPTIDE + 1)
+    with pytest.raises(DatasetError, match="would train on 0000"):
+        JoinedDataset(first, [peptides])
 
 
 def test_the_dataset_itself_is_no_other(first: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from forcefield_ml.nn.atom_types import CODE_STEP, AtomTypes, bonds_among, surroundings
-from forcefield_ml.nn.embedding import TypeEmbedding, set_types, types_of
+from forcefield_ml.nn.embedding import TypeEmbedding, add_types, set_types, types_of
 
 ETHANOL = np.array([6, 6, 8, 1, 1, 1, 1, 1, 1])
 ETHANOL_BONDS = np.array([(0, 1), (1, 2), (0, 3), (0, 4), (0, 5), (1, 6), (1, 7), (2, 8)])
@@ -59,6 +59,48 @@ def test_rare_types_and_those_without_room_are_left_out() -> None:
     for room in range(1, 12):
         few = AtomTypes.of(molecules, depth=2, room=room, fewest=1)
         assert len(few.hashes) <= room and all(few.parents[few.depths > 1] > 0)
+
+
+def test_types_can_be_added() -> None:
+    """Those that were known keep their numbers and parents; the others follow, as far as there is room."""
+    known = AtomTypes.of([(WATER, WATER_BONDS)], depth=2, room=100, fewest=1)
+    grown = known.grown([(WATER, WATER_BONDS), (ETHANOL, ETHANOL_BONDS)], depth=2, room=100, fewest=1)
+    both = AtomTypes.of([(WATER, WATER_BONDS), (ETHANOL, ETHANOL_BONDS)], depth=2, room=100, fewest=1)
+    n_known = len(known.hashes)
+    assert all(np.array_equal(new[:n_known], old) for new, old in zip(grown, known, strict=True))
+    assert set(grown.hashes.tolist()) == set(both.hashes.tolist()) and len(grown.hashes) == len(both.hashes) > n_known
+    assert np.array_equal(grown.find(WATER, WATER_BONDS), known.find(WATER, WATER_BONDS))
+    hashes, parents = grown.hashes.tolist(), both.parents[both.parents > 0]
+    assert len(parents) and sorted(hashes[p - 1] for p in grown.parents[grown.parents > 0]) == sorted(
+        both.hashes[parents - 1].tolist()
+    )
+    again = grown.grown([(ETHANOL, ETHANOL_BONDS)], depth=2, room=100, fewest=1)
+    assert len(again.hashes) == len(grown.hashes)
+    tight = known.grown([(ETHANOL, ETHANOL_BONDS)], depth=2, room=n_known + 1, fewest=1)
+    assert len(tight.hashes) == n_known + 1 and len(known.grown([], 2, 100).hashes) == n_known
+
+
+def test_added_types_change_no_features_at_first() -> None:
+    """Of any atom, with a known type or without; then they can be learnt."""
+    network = torch.nn.ModuleDict({"types": TypeEmbedding(2, 50, 4)})
+    set_types(network, [(WATER, WATER_BONDS)] * 10)
+    embedding = network["types"]
+
+    def features() -> list[torch.Tensor]:
+        types = types_of(network)
+        assert types is not None
+        pairs = ((WATER, WATER_BONDS), (ETHANOL, ETHANOL_BONDS))
+        return [embedding(torch.from_numpy(types.codes(*molecule))).detach() for molecule in pairs]
+
+    before = features()
+    assert before[0].any() and add_types(network, [(WATER, WATER_BONDS)] * 10) == 0
+    n_new = add_types(network, [(ETHANOL, ETHANOL_BONDS)] * 10)
+    after, types = features(), types_of(network)
+    assert n_new > 5 and all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+    assert types is not None and (types.find(ETHANOL, ETHANOL_BONDS) > 0).all()
+    embedding.weights.data[len(types.hashes) - n_new :] += 1
+    assert torch.equal(features()[0], before[0]) and not torch.equal(features()[1], before[1])
+    assert add_types(torch.nn.Linear(1, 1), [(WATER, WATER_BONDS)]) == 0
 
 
 def test_codes_hold_element_and_type() -> None:

@@ -13,7 +13,7 @@ from dataset_files import TINY_MODELS
 
 from forcefield_ml import models, pretrained
 from forcefield_ml.config import parse_config
-from forcefield_ml.data import BatchSource, ForceDataset, Target
+from forcefield_ml.data import BatchSource, ForceDataset, JoinedDataset, Target
 from forcefield_ml.deploy.model_file.bundle import export, read_card
 from forcefield_ml.errors import ConfigError, ModelFileError
 from forcefield_ml.models.fingerprint import weights_sha256
@@ -64,8 +64,8 @@ def begin(path: Path, data: Path, seed: int = 3, **changes: Any) -> tuple[Any, A
     """Return a fresh network that began with a checkpoint, and what it took."""
     torch.manual_seed(seed)
     model = models.build_for_training(NETWORK | changes)
-    with closing(ForceDataset(data, "train", Target("total", "all"))) as training:
-        begun = begin_with(files.load(path), model, training.molecules(), path)
+    with closing(JoinedDataset(data, target=Target("total", "all"))) as training:
+        begun = begin_with(files.load(path), model, training, path)
     return model.eval(), begun
 
 
@@ -134,7 +134,8 @@ def test_types_are_learnt_from_there(settings: dict[str, Any], trained: dict[str
     assert float(table.abs().max()) > 1e-4
     second = files.load(first.checkpoint)
     model = models.build_for_training(typed)
-    begun = begin_with(second, model, [], first.checkpoint)
+    with closing(JoinedDataset(settings["dataset"])) as training:
+        begun = begin_with(second, model, training, first.checkpoint)
     assert begun.fresh == () and torch.equal(model.state_dict()["backbone.first.types.weights"], table)
 
 

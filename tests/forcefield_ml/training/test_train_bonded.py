@@ -77,6 +77,27 @@ def test_begins_with_what_the_fit_leaves(settings: dict[str, Any], path: Path) -
     assert np.all(stiff[:, 0] > 1e5) and np.all((stiff[:, 1] / stiff[:, 0] > 0.07) & (stiff[:, 1] < 0.25 * stiff[:, 0]))
 
 
+def test_terms_of_new_molecules_are_added(settings: dict[str, Any], path: Path) -> None:
+    """A model that learnt amides alone begins on their water with the forces it had, and learns its bonds."""
+    first = run(settings, max_batches=30)
+    settings |= {"target_atoms": "all", "start_from": first.checkpoint, "schedule": "constant", "ema": 0.0}
+    wider = run(settings, output=settings["output"].with_name("all"), learning_rate=1e-12, max_batches=1)
+    fresh = files.load(wider.checkpoint).training["started_from"]["fresh"]
+    assert len(fresh) == 1 and fresh[0].endswith(" more kinds of bonded terms")
+    before, after = (table_of(files.load_model(result.checkpoint)[0]) for result in (first, wider))
+    water = find_terms(*WATER)
+    for kind, keys in after.keys.items():
+        new = set(keys.tolist()) - set(before.keys[kind].tolist())
+        assert new == set(np.unique(water[kind].keys).tolist()) - set(before.keys[kind].tolist())
+        old = np.isin(keys, before.keys[kind])
+        np.testing.assert_allclose(after.values[kind][old], before.values[kind], rtol=1e-9)
+    assert "bond" in {kind for kind, keys in after.keys.items() if len(keys) > len(before.keys[kind])}
+    assert fresh[0].split()[0] == str(sum(len(after.keys[kind]) - len(before.keys[kind]) for kind in before.keys))
+    settings |= {"max_batches": 60, "validate_every": 60, "learning_rate": 0.1}
+    learnt = run(settings, output=settings["output"].with_name("learnt"))
+    assert learnt.metrics["loss"] < 0.5 * wider.metrics["loss"]
+
+
 def test_parameters_are_trained(settings: dict[str, Any]) -> None:
     """They move with the network's weights, and both together learn on unseen frames what the fit left."""
     begun = run(settings, learning_rate=1e-12, max_batches=1, ema=0.0, output=settings["output"].with_name("begun"))
