@@ -31,7 +31,7 @@ FEWEST = 20
 
 
 FEWEST_NEW = 8
-"""The same where keys are added to a trained model: they begin at nothing, which no single term can lead astray."""
+"""The same where keys are added to a trained model."""
 
 
 class Frame(NamedTuple):
@@ -75,26 +75,21 @@ def fit(frames: Callable[[], Iterable[Frame]], ridge: Mapping[str, float] = RIDG
     """
     table = BondedTable.empty()
     for depth in range(DEPTHS):
-        columns = _columns(frames(), depth, fewest)
-        if not columns.size:
-            continue
-        for kind, keys in columns.keys.items():  # before a system of equations that would not fit into memory
-            require_room(kind, len(table.keys[kind]) + len(keys))
-        normal, right = np.zeros((columns.size, columns.size)), np.zeros(columns.size)
-        for frame in frames():
-            design, rest = _design(frame, table, columns, depth)
-            normal += (design.T @ design).toarray()
-            right += design.T @ rest
-        solved = _solve(normal, right, columns, ridge)
-        table = _joined(table, columns, solved)
+        table = _fitted(frames, table, depth, ridge, fewest)
     return table._replace(gram=_gram(frames(), table))
 
 
-def unknown(frames: Callable[[], Iterable[Frame]], table: BondedTable, fewest: int = FEWEST_NEW) -> BondedTable:
-    """Return the keys that a table lacks, their parameters zero: at first such terms are what their kin are.
+def unknown(
+    frames: Callable[[], Iterable[Frame]],
+    table: BondedTable,
+    ridge: Mapping[str, float] = RIDGE,
+    fewest: int = FEWEST_NEW,
+) -> BondedTable:
+    """Return the keys that a table lacks.
 
-    What a trained network leaves of the forces is not at hand here, and a fit to the whole forces would give these
-    keys what the network has learnt already.
+    Those of elements are fitted: no network makes up for a bond. Corrections to them for their surroundings begin at
+    zero, so that such terms are at first what their kin are: a fit to what the table leaves would give them what the
+    trained network, which is not at hand here, has learnt already.
 
     Parameters
     ----------
@@ -102,13 +97,36 @@ def unknown(frames: Callable[[], Iterable[Frame]], table: BondedTable, fewest: i
         As for `fit`.
     table
         Of the model.
-    fewest
-        See `FEWEST_NEW`.
+    ridge, fewest
+        See `RIDGE` and `FEWEST_NEW`.
     """
-    wanted = [_columns(frames(), depth, fewest).keys for depth in range(DEPTHS)]
-    keys = {kind: np.setdiff1d(np.concatenate([found[kind] for found in wanted]), table.keys[kind]) for kind in KINDS}
-    found = BondedTable(keys, {kind: np.zeros((len(keys[kind]), N_FUNCTIONS[kind])) for kind in KINDS}, {})
+    fitted = _fitted(frames, table, 0, ridge, fewest)
+    keys, values = {}, {}
+    for kind in KINDS:
+        deeper = [_columns(frames(), depth, fewest).keys[kind] for depth in range(1, DEPTHS)]
+        keys[kind] = np.setdiff1d(np.concatenate([fitted.keys[kind], *deeper]), table.keys[kind])
+        values[kind] = np.zeros((len(keys[kind]), N_FUNCTIONS[kind]))
+        here = np.isin(keys[kind], fitted.keys[kind])
+        values[kind][here] = fitted.values[kind][np.searchsorted(fitted.keys[kind], keys[kind][here])]
+    found = BondedTable(keys, values, {})
     return found._replace(gram=_gram(frames(), found))
+
+
+def _fitted(
+    frames: Callable[[], Iterable[Frame]], table: BondedTable, depth: int, ridge: Mapping[str, float], fewest: int
+) -> BondedTable:
+    """Return a table with the keys of a depth that it lacks, fitted to what it leaves."""
+    columns = _columns(frames(), depth, fewest, table)
+    if not columns.size:
+        return table
+    for kind, keys in columns.keys.items():  # before a system of equations that would not fit into memory
+        require_room(kind, len(table.keys[kind]) + len(keys))
+    normal, right = np.zeros((columns.size, columns.size)), np.zeros(columns.size)
+    for frame in frames():
+        design, rest = _design(frame, table, columns, depth)
+        normal += (design.T @ design).toarray()
+        right += design.T @ rest
+    return _joined(table, columns, _solve(normal, right, columns, ridge))
 
 
 def residual(frames: Callable[[], Iterable[Frame]], table: BondedTable) -> float:
@@ -128,7 +146,9 @@ class _Columns(NamedTuple):
     size: int
 
 
-def _columns(frames: Iterable[Frame], depth: int, fewest: int) -> _Columns:
+def _columns(frames: Iterable[Frame], depth: int, fewest: int, table: BondedTable | None = None) -> _Columns:
+    """Return the columns of the keys that enough terms have and a table has not."""
+    known = BondedTable.empty() if table is None else table
     counts: dict[str, dict[int, int]] = {kind: {} for kind in KINDS}
     for frame in frames:
         for kind, terms in frame.terms.items():
@@ -137,7 +157,8 @@ def _columns(frames: Iterable[Frame], depth: int, fewest: int) -> _Columns:
                 counts[kind][key] = counts[kind].get(key, 0) + count
     keys, first, size = {}, {}, 0
     for kind in KINDS:
-        keys[kind] = np.array(sorted(key for key, count in counts[kind].items() if count >= fewest), dtype=np.int64)
+        found = np.array(sorted(key for key, count in counts[kind].items() if count >= fewest), dtype=np.int64)
+        keys[kind] = np.setdiff1d(found, known.keys[kind])
         first[kind] = size
         size += len(keys[kind]) * N_FUNCTIONS[kind]
     return _Columns(keys, first, size)

@@ -22,6 +22,10 @@ CODE_STEP = 128
 """A code is an atomic number plus this times the number of a type; without a type it is the atomic number."""
 
 
+FEWEST = 10
+"""Atoms that must have a type: what fewer have cannot be learnt."""
+
+
 def distinct(bonds: NDArray[Any]) -> NDArray[np.int64]:
     """Return (B, 2) bonds, each told once, its lower index first: some files tell one twice."""
     return np.unique(np.sort(np.asarray(bonds, dtype=np.int64).reshape(-1, 2), axis=1), axis=0)
@@ -105,13 +109,13 @@ class AtomTypes(NamedTuple):
 
     @classmethod
     def of(
-        cls, molecules: Iterable[tuple[NDArray[Any], NDArray[Any]]], depth: int, room: int, fewest: int = 10
+        cls, molecules: Iterable[tuple[NDArray[Any], NDArray[Any]]], depth: int, room: int, fewest: int = FEWEST
     ) -> AtomTypes:
         """Return the types that occur in some molecules; parameters as of `grown`."""
         return cls.none().grown(molecules, depth, room, fewest)
 
     def grown(
-        self, molecules: Iterable[tuple[NDArray[Any], NDArray[Any]]], depth: int, room: int, fewest: int = 10
+        self, molecules: Iterable[tuple[NDArray[Any], NDArray[Any]]], depth: int, room: int, fewest: int = FEWEST
     ) -> AtomTypes:
         """Return these types, their numbers as they are, followed by others that occur in some molecules.
 
@@ -124,7 +128,7 @@ class AtomTypes(NamedTuple):
         room
             Most types in all: of the others the most frequent ones.
         fewest
-            Atoms that must have a type: what fewer have cannot be learnt.
+            See `FEWEST`.
         """
         counts: Counter[tuple[int, int, int]] = Counter()  # depth, hash, hash of the parent
         for species, bonds in molecules:

@@ -7,7 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from forcefield_ml.nn.atom_types import CODE_STEP, AtomTypes
+from forcefield_ml.nn.atom_types import CODE_STEP, FEWEST, AtomTypes
+
+FEWEST_NEW = 8
+"""Atoms that must have a type that is added to those of a trained model: it begins as what its kin are."""
 
 
 class ElementOneHot(nn.Module):
@@ -108,7 +111,7 @@ def set_types(network: nn.Module, molecules: Iterable[tuple[NDArray[Any], NDArra
     molecules
         Species (N,) and bonds (B, 2) of each.
     """
-    _grow(network, AtomTypes.none(), molecules)
+    _grow(network, AtomTypes.none(), molecules, FEWEST)
 
 
 def add_types(network: nn.Module, molecules: Iterable[tuple[NDArray[Any], NDArray[Any]]]) -> int:
@@ -129,17 +132,19 @@ def add_types(network: nn.Module, molecules: Iterable[tuple[NDArray[Any], NDArra
     known = types_of(network)
     if known is None:
         return 0
-    types = _grow(network, known, molecules)
+    types = _grow(network, known, molecules, FEWEST_NEW)
     for part in network.modules():
         if isinstance(part, TypeEmbedding):
             part.weights.data[len(known.hashes) : len(types.hashes)] = 0.0
     return len(types.hashes) - len(known.hashes)
 
 
-def _grow(network: nn.Module, known: AtomTypes, molecules: Iterable[tuple[NDArray[Any], NDArray[Any]]]) -> AtomTypes:
+def _grow(
+    network: nn.Module, known: AtomTypes, molecules: Iterable[tuple[NDArray[Any], NDArray[Any]]], fewest: int
+) -> AtomTypes:
     parts = [part for part in network.modules() if isinstance(part, TypeEmbedding)]
     if parts:
-        known = known.grown(molecules, parts[0].depth, parts[0].room)
+        known = known.grown(molecules, parts[0].depth, parts[0].room, fewest)
     for part in parts:
         part.set_types(known)
     return known

@@ -2,8 +2,8 @@
 
 A direct model is cheap to train, and what its backbone has learnt serves an energy as well; a network of elements alone
 serves one of atom types, and what knows some kinds of residues can learn others. So the checkpoint's head may be
-another, and atom types and bonded terms that the data have and the checkpoint lacks are added, without changing a
-force. Everything else is the same network or is refused.
+another, and atom types and bonded terms that the data have and the checkpoint lacks are added. Everything else is the
+same network or is refused.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ def begin_with(
         The checkpoint.
     model
         Of the new run; changed in place. Predictions of a head that is taken are the checkpoint's, bit for bit, but
-        where the new network bounds features and the checkpoint's did not.
+        where the new network bounds features and the checkpoint's did not, and of bonds between elements that it had
+        not met, whose terms are fitted.
     training
         The data, whose atom types and bonded terms the model shall know.
     path

@@ -46,7 +46,9 @@ def fit_terms(model: models.Model | models.TwoHeads, training: JoinedDataset) ->
 
 
 def add_terms(model: models.Model | models.TwoHeads, training: JoinedDataset, scale: float) -> int:
-    """Let a trained model have the bonded terms of the data that it lacks; at first they change no force.
+    """Let a trained model have the bonded terms of the data that it lacks.
+
+    Forces change where not even the elements of a term were known; all others are at first what they were.
 
     Parameters
     ----------

@@ -11,6 +11,7 @@ from molecule_files import (
     AMIDE,
     ETHANE,
     PROPANE,
+    RADIUS,
     Molecule,
     chosen_table,
     conformers,
@@ -23,7 +24,7 @@ from molecule_files import (
 from forcefield_ml.bonded import BondedTable, find_terms, fit
 from forcefield_ml.bonded.bound import BoundTerms
 from forcefield_ml.bonded.fit import FEWEST, RIDGE, Frame, residual, unknown
-from forcefield_ml.bonded.geometry import N_FUNCTIONS, slopes, term_vectors
+from forcefield_ml.bonded.geometry import slopes, term_vectors
 
 LEFT = 1e-3
 """Of the forces, on frames that the fit has not seen, where parameters differ by elements."""
@@ -107,18 +108,25 @@ def test_elements_alone_do_not_tell_it(seen: tuple[Molecule, BondedTable, np.nda
 
 
 def test_what_a_table_lacks_is_found(seen: tuple[Molecule, BondedTable, np.ndarray, np.ndarray]) -> None:
-    """Keys that enough terms have and the table has not, with nothing for parameters and the size of their forces."""
+    """Keys that enough terms have and the table has not: fitted for elements, nothing for surroundings."""
     molecule, _, positions, forces = seen
-    frames = frames_of(molecule, positions[:10], forces[:10])
-    whole, amide = fit(frames), fit(frames_of(AMIDE, positions[:10, : len(AMIDE.species)], forces[:10, :12]))
-    found = unknown(frames, amide, FEWEST)
+    n = len(AMIDE.species)
+    frames = frames_of(molecule, positions[:40], forces[:40])
+    whole = fit(frames)
+    propane = fit(frames_of(PROPANE, positions[:40, n:], forces[:40, n:]))
+    found = unknown(frames, propane, fewest=FEWEST)
+    elements = {kind: set(terms.keys[:, 0].tolist()) for kind, terms in find_terms(*molecule).items()}
     for kind, keys in found.keys.items():
-        assert set(keys.tolist()) == set(whole.keys[kind].tolist()) - set(amide.keys[kind].tolist())
-        assert not found.values[kind].any() and found.values[kind].shape == (len(keys), N_FUNCTIONS[kind])
-        place = np.searchsorted(whole.keys[kind], keys)
-        np.testing.assert_allclose(found.gram[kind], whole.gram[kind][place])
-    assert len(found.keys["bond"]) and not any(map(len, unknown(frames, whole, FEWEST).keys.values()))
-    assert not any(map(len, unknown(frames, amide, fewest=10_000).keys.values()))
+        assert set(keys.tolist()) == set(whole.keys[kind].tolist()) - set(propane.keys[kind].tolist())
+        deeper = np.array([key not in elements[kind] for key in keys.tolist()])
+        assert deeper.any() and not deeper.all() and not found.values[kind][deeper].any()
+        assert found.values[kind][~deeper].any(axis=1).all()
+        np.testing.assert_allclose(found.gram[kind], whole.gram[kind][np.searchsorted(whole.keys[kind], keys)])
+    hydrogen = find_terms(*AMIDE)["bond"].keys[AMIDE.bonds.tolist().index([6, 7]), 0]  # N-H, of which there is one kind
+    stiff, place = found.values["bond"][found.keys["bond"].tolist().index(hydrogen)]
+    assert stiff > 1e5 and place / stiff == pytest.approx(RADIUS[1] + RADIUS[7], rel=0.2)
+    assert not any(map(len, unknown(frames, whole, fewest=FEWEST).keys.values()))
+    assert not any(map(len, unknown(frames, propane, fewest=10_000).keys.values()))
 
 
 def test_only_targets_count(seen: tuple[Molecule, BondedTable, np.ndarray, np.ndarray]) -> None:
