@@ -22,8 +22,8 @@ HEAD = """# The models that ship, on proteins they have not seen
 Written by `{command}`. Tensor errors in meV/Å, ± the standard error of the mean over proteins, and the mean force
 behind them.
 
-| model | data | proteins (frames) | tensor | angle (°) | relative | Pearson | of water and ions |
-|---|---|---|---|---|---|---|---|"""
+| model | data | proteins (frames) | tensor | angle (°) | relative | Pearson | of water, ions | first residue | last |
+|---|---|---|---|---|---|---|---|---|---|"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,6 +59,7 @@ def row(found: dict[str, Any]) -> str:
         f"{found['relative']:.4f} ± {error['relative']:.4f}",
         f"{found['pearson']:.4f}",
         f"{others['tensor']:.1f} of {others['naive']['tensor']:.0f}" if others else "-",
+        *(f"{found['places'][place]['tensor']:.1f}" if found.get("places") else "-" for place in ("first", "last")),
     ]
     return f"| {' | '.join(cells)} |"
 

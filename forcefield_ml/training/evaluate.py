@@ -28,6 +28,9 @@ from forcefield_ml.training import predict
 from forcefield_ml.training.metrics import grouped, mean_and_error, with_naive
 from forcefield_ml.units import FORCE
 
+PLACES = ("first", "inside", "last")
+"""Of a residue in its chain, caps included."""
+
 FORMAT = "forcefield-ml-evaluation"
 """Value of ``format`` in the JSON."""
 
@@ -63,8 +66,9 @@ def evaluate(
     dict
         The metrics of `metrics.KEYS` over all atoms pooled that the dataset marks, ``naive``, ``proteins`` (mean,
         standard_error, each), ``elements``, ``residues`` (by their names in the dataset), ``weights_sha256`` (see
-        `models.fingerprint`), and what was evaluated. For a model of all atoms ``others`` has the same of those not
-        marked; where something is supplied, ``network`` compares what is the network's own.
+        `models.fingerprint`), and what was evaluated. Of forces ``places`` has the metrics of each chain's first
+        residue, its last, and those inside. For a model of all atoms ``others`` has the same of those not marked; where
+        something is supplied, ``network`` compares what is the network's own.
 
     Raises
     ------
@@ -109,7 +113,7 @@ def evaluate(
     quantity = frames.target.quantity
     each = grouped(atoms.predicted, atoms.target, atoms.entry, atoms.entries, quantity)
     numbers, element = np.unique(atoms.species, return_inverse=True)
-    residues, residue = np.unique(_residue_names(frames, atoms), return_inverse=True)
+    residues, residue = np.unique(_described(frames, atoms, "residue_names"), return_inverse=True)
     return {
         "format": FORMAT,
         "made": f"forcefield-ml {forcefield_ml.__version__}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
@@ -170,19 +174,34 @@ def _besides(frames: ForceDataset, everything: predict.PerAtom) -> dict[str, Any
         part = everything.where(everything.marked)
         network = part.predicted - part.supplied, part.target - part.supplied
         found["network"] = with_naive(*network, frames.target.quantity)
+    if frames.target.quantity is FORCE:
+        part = everything.where(everything.marked)
+        found["places"] = grouped(part.predicted, part.target, _places(frames, part), PLACES)
     others = everything.where(~everything.marked)
     if len(others.target):
         found["others"] = with_naive(others.predicted, others.target, frames.target.quantity)
     return found
 
 
-def _residue_names(frames: ForceDataset, atoms: predict.PerAtom) -> NDArray[np.str_]:
-    """Return the name of each atom's residue, (n,), as the dataset has it."""
-    names = np.empty(len(atoms.entry), dtype="U8")
-    for which in np.unique(atoms.entry):
+def _described(frames: ForceDataset, atoms: predict.PerAtom, field: str) -> NDArray[Any]:
+    """Return what the dataset tells of each atom, (n,); see `ForceDataset.described`."""
+    parts = {which: frames.described(atoms.entries[which])[field] for which in np.unique(atoms.entry)}
+    values = np.empty(len(atoms.entry), dtype=np.result_type(*parts.values()))
+    for which, told in parts.items():
         rows = atoms.entry == which
-        names[rows] = frames.described(atoms.entries[which])["residue_names"][atoms.atom[rows]]
-    return names
+        values[rows] = told[atoms.atom[rows]]
+    return values
+
+
+def _places(frames: ForceDataset, atoms: predict.PerAtom) -> NDArray[np.int64]:
+    """Return the number in `PLACES` of each atom's residue, (n,)."""
+    numbers = _described(frames, atoms, "residue_index")
+    places = np.full(len(numbers), PLACES.index("inside"))
+    for which in np.unique(atoms.entry):
+        own = numbers[atoms.entry == which]
+        places[(atoms.entry == which) & (numbers == own.min())] = PLACES.index("first")
+        places[(atoms.entry == which) & (numbers == own.max())] = PLACES.index("last")
+    return places
 
 
 def _frames(dataset: ForceDataset | Path | str, split: str, target: Target, model: Path) -> ForceDataset:

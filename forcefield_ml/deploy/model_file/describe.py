@@ -183,6 +183,7 @@ def _errors(card: Mapping[str, Any]) -> list[str]:
         *_table({"model": found, "naive": found["naive"]}, quantity, proteins),
         *_groups("by element", found["elements"], quantity),
         *_groups("by residue", found["residues"], quantity),
+        *_groups("by place", found.get("places", {}), quantity),
     ]
 
 
@@ -204,8 +205,9 @@ def _table(
 def _groups(label: str, groups: Mapping[str, Mapping[str, Any]], quantity: Paper) -> list[str]:
     """Return the error of each group beside the naive predictor's, in columns."""
     key = "magnitude" if any(group["tensor"] is None for group in groups.values()) else "tensor"
+    width = max((4, *(len(name) + 1 for name in groups)))
     cells = [
-        f"{name:4}{quantity.text(group[key]):>6} / {quantity.text(group['naive'][key]):6}"
+        f"{name:{width}}{quantity.text(group[key]):>6} / {quantity.text(group['naive'][key]):6}"
         for name, group in groups.items()
     ]
     rows = [cells[start : start + COLUMNS] for start in range(0, len(cells), COLUMNS)]
