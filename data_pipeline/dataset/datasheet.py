@@ -39,14 +39,17 @@ SUMMARY = "summary.json"
 NUMBERS = ("task", "protocol", "force_field", "content_sha256", "splits")
 """The part of the description that `datasheet` returns, as far as a task has it."""
 
-PDB_ID = re.compile(r"([0-9][a-z0-9]{3}|pdb_[a-z0-9]{8})", re.IGNORECASE)
+PDB_ID = re.compile(r"([1-9][a-z0-9]{3}|pdb_[a-z0-9]{8})", re.IGNORECASE)
 
-LICENCE = {
-    "name": "CC0 1.0",
-    "url": "https://creativecommons.org/publicdomain/zero/1.0/",
-    "of": "Entries of the Protein Data Bank are in the public domain; the wwPDB asks to cite those who deposited them.",
-}
+LICENCE = {"name": "CC0 1.0", "url": "https://creativecommons.org/publicdomain/zero/1.0/"}
 """Of the structures that forces are made from; those of refinement are of whoever predicted them."""
+
+ORIGINS = {
+    "archive": "Entries of the Protein Data Bank are in the public domain; the wwPDB asks to cite those who deposited "
+    "them.",
+    "peptides": "The peptides were built for this data set; no deposited structure stands behind them.",
+}
+"""What stands behind the entries; see ``source.kind`` of the configuration."""
 
 DISPLACED = ("displacement", "target_mask")
 """What `tally.target_magnitudes` reads besides the vectors."""
@@ -231,7 +234,7 @@ def describe(path: str | Path, summary: Mapping[str, Any] | None = None) -> dict
         "name": str(config.get("name") or Path(path).stem),
         "dataset": Path(path).name,
         "schema_version": SCHEMA_VERSION,
-        "licence": LICENCE if task == FORCES else None,
+        "licence": {**LICENCE, "of": _origin(config)} if task == FORCES else None,
         "settings": {name: values for name, values in config.items() if isinstance(values, dict)},
         "config": config,
         "versions": versions,
@@ -247,6 +250,12 @@ def describe(path: str | Path, summary: Mapping[str, Any] | None = None) -> dict
         ),
         "entries": tally.entries,
     }
+
+
+def _origin(config: dict[str, Any]) -> str:
+    source = config.get("source")
+    kind = source.get("kind") if isinstance(source, dict) else None
+    return ORIGINS["peptides" if kind == "peptides" else "archive"]
 
 
 REFINEMENT_LIMITS = (

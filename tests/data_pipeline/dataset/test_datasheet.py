@@ -244,10 +244,20 @@ def test_text_from_outside_stays_text(tmp_path: Path) -> None:
     assert "script" not in page.tags and page.text.count(HOSTILE) >= 8
 
 
+def test_built_peptides_are_nobodys_entries(tmp_path: Path) -> None:
+    """Their page does not send a reader to those who deposited structures."""
+    words = {"mirror": "asks to cite", "peptides": "peptides were built"}
+    for kind, told in words.items():
+        config = json.dumps({"name": "x", "source": {"kind": kind}})
+        write_datasheet(write(tmp_path / f"{kind}.h5", [entry(1, "train")], config=config), tmp_path / kind)
+        text = Page(tmp_path / kind / "datasheet.html").text
+        assert [other for other in words.values() if other in text] == [told]
+
+
 def test_links_go_to_pdb_entries_only() -> None:
     """Four characters or pdb_ and eight are PDB ids; anything else is not linked."""
     assert entry_link("1ubq").endswith("/1UBQ") and entry_link("pdb_00001ubq").endswith("/PDB_00001UBQ")
-    assert [entry_link(name) for name in ("mine", "1ubq/../x", "1ubq\n", "", "11ubq")] == [""] * 5
+    assert [entry_link(name) for name in ("mine", "1ubq/../x", "1ubq\n", "", "11ubq", "0001")] == [""] * 6
 
 
 def test_same_data_same_bytes(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
