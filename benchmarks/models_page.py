@@ -59,7 +59,7 @@ def row(found: dict[str, Any]) -> str:
         f"{found['relative']:.4f} ± {error['relative']:.4f}",
         f"{found['pearson']:.4f}",
         f"{others['tensor']:.1f} of {others['naive']['tensor']:.0f}" if others else "-",
-        *(f"{found['places'][place]['tensor']:.1f}" if found.get("places") else "-" for place in ("first", "last")),
+        *(f"{found['ends'][end]['tensor']:.1f}" if found.get("ends") else "-" for end in ("first", "last")),
     ]
     return f"| {' | '.join(cells)} |"
 

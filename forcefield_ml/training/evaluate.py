@@ -28,8 +28,8 @@ from forcefield_ml.training import predict
 from forcefield_ml.training.metrics import grouped, mean_and_error, with_naive
 from forcefield_ml.units import FORCE
 
-PLACES = ("first", "inside", "last")
-"""Of a residue in its chain, caps included."""
+ENDS = ("first", "inside", "last")
+"""Residues of a chain, caps included."""
 
 FORMAT = "forcefield-ml-evaluation"
 """Value of ``format`` in the JSON."""
@@ -66,7 +66,7 @@ def evaluate(
     dict
         The metrics of `metrics.KEYS` over all atoms pooled that the dataset marks, ``naive``, ``proteins`` (mean,
         standard_error, each), ``elements``, ``residues`` (by their names in the dataset), ``weights_sha256`` (see
-        `models.fingerprint`), and what was evaluated. Of forces ``places`` has the metrics of each chain's first
+        `models.fingerprint`), and what was evaluated. Of forces ``ends`` has the metrics of each chain's first
         residue, its last, and those inside. For a model of all atoms ``others`` has the same of those not marked; where
         something is supplied, ``network`` compares what is the network's own.
 
@@ -176,7 +176,7 @@ def _besides(frames: ForceDataset, everything: predict.PerAtom) -> dict[str, Any
         found["network"] = with_naive(*network, frames.target.quantity)
     if frames.target.quantity is FORCE:
         part = everything.where(everything.marked)
-        found["places"] = grouped(part.predicted, part.target, _places(frames, part), PLACES)
+        found["ends"] = grouped(part.predicted, part.target, _ends(frames, part), ENDS)
     others = everything.where(~everything.marked)
     if len(others.target):
         found["others"] = with_naive(others.predicted, others.target, frames.target.quantity)
@@ -193,15 +193,19 @@ def _described(frames: ForceDataset, atoms: predict.PerAtom, field: str) -> NDAr
     return values
 
 
-def _places(frames: ForceDataset, atoms: predict.PerAtom) -> NDArray[np.int64]:
-    """Return the number in `PLACES` of each atom's residue, (n,)."""
+def _ends(frames: ForceDataset, atoms: predict.PerAtom) -> NDArray[np.int64]:
+    """Return the number in `ENDS` of each atom's residue, (n,)."""
     numbers = _described(frames, atoms, "residue_index")
-    places = np.full(len(numbers), PLACES.index("inside"))
+    found = np.zeros(len(numbers), dtype=np.int64)
     for which in np.unique(atoms.entry):
-        own = numbers[atoms.entry == which]
-        places[(atoms.entry == which) & (numbers == own.min())] = PLACES.index("first")
-        places[(atoms.entry == which) & (numbers == own.max())] = PLACES.index("last")
-    return places
+        own = atoms.entry == which
+        found[own] = end_of(numbers[own])
+    return found
+
+
+def end_of(residue: NDArray[Any]) -> NDArray[np.int64]:
+    """Return (n,) numbers in `ENDS` of the n atoms of a chain, of the numbers of their residues."""
+    return np.select([residue == residue.min(), residue == residue.max()], [0, 2], 1)
 
 
 def _frames(dataset: ForceDataset | Path | str, split: str, target: Target, model: Path) -> ForceDataset:

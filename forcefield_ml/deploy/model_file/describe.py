@@ -183,7 +183,7 @@ def _errors(card: Mapping[str, Any]) -> list[str]:
         *_table({"model": found, "naive": found["naive"]}, quantity, proteins),
         *_groups("by element", found["elements"], quantity),
         *_groups("by residue", found["residues"], quantity),
-        *_groups("by place", found.get("places", {}), quantity),
+        *_groups("by end", found.get("ends", {}), quantity),
     ]
 
 

@@ -6,6 +6,7 @@
 | part     | backbone: N, CA, C, O, their hydrogens and those of the termini; side chain: the rest                   |
 | charge   | charged: the partial charges of its residue sum to beyond half an elementary charge; neutral: the rest  |
 | place    | buried: its residue's solvent accessible area is below a fifth of what it can be at most; exposed: else |
+| end      | first or last: residue of its chain, caps included; inside: the rest                                    |
 
 The solvent accessible area is Shrake and Rupley's (MDTraj, probe 0.14 nm), of the protein without water, in the first
 frame of each entry; the largest possible areas are the theoretical ones of Tien et al. Caps have none: no place.
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.systems.residues import VARIANTS, amber_name
 from forcefield_ml.data import ForceDataset
+from forcefield_ml.training.evaluate import ENDS, end_of
 from forcefield_ml.training.metrics import grouped
 
 BACKBONE = frozenset("N CA C O OXT H HA HA2 HA3 H1 H2 H3 HXT".split())
@@ -44,7 +46,7 @@ LARGEST_AREA = {
 }  # fmt: skip
 """nm², theoretical, of X in Gly-X-Gly."""
 
-CLASSES = ("residue", "part", "charge", "place")
+CLASSES = ("residue", "part", "charge", "place", "end")
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ def protein_atoms(frames: ForceDataset, entry: str) -> ProteinAtoms:
             "part": np.where(np.isin(name, list(BACKBONE)), "backbone", "side chain"),
             "charge": np.where(np.abs(charge[residue]) > CHARGED, "charged", "neutral"),
             "place": _places(told["species"][number], residue, amino_acid, positions),
+            "end": np.array(ENDS)[end_of(residue)],
         },
     )
 

@@ -86,7 +86,7 @@ def test_residues_are_those_of_the_marked_atoms(checkpoint, dataset_path, tmp_pa
         assert metrics["naive"]["tensor"] > 0
 
 
-def test_places_are_those_in_the_chain(checkpoint, dataset_path, tmp_path):
+def test_ends_are_those_of_the_chain(checkpoint, dataset_path, tmp_path):
     """First and last residue of each entry's marked atoms, found one by one in the file, and all between."""
     path = tmp_path / "numbered.h5"
     shutil.copy(dataset_path, path)
@@ -98,15 +98,15 @@ def test_places_are_those_in_the_chain(checkpoint, dataset_path, tmp_path):
     found = evaluate(checkpoint, path, "test", per_atom=tmp_path / "atoms.npz", quiet=True)
     with np.load(tmp_path / "atoms.npz", allow_pickle=False) as arrays, h5py.File(path) as file:
         atoms = dict(arrays)
-        places = []
+        ends = []
         for entry, atom in zip(atoms["entry"], atoms["atom"], strict=True):
             group = file["entries"][atoms["entries"][entry]]
             numbers = group["residue_index"][:]
             own = numbers[group["target_mask"][:].astype(bool)]
-            places.append({own[0]: "first", own[-1]: "last"}.get(numbers[atom], "inside"))
-    assert list(found["places"]) == ["first", "inside", "last"] and set(places) == set(found["places"])
-    for name, metrics in found["places"].items():
-        rows = np.array([other == name for other in places])
+            ends.append({own[0]: "first", own[-1]: "last"}.get(numbers[atom], "inside"))
+    assert list(found["ends"]) == ["first", "inside", "last"] and set(ends) == set(found["ends"])
+    for name, metrics in found["ends"].items():
+        rows = np.array([other == name for other in ends])
         expected = force_metrics(atoms["predicted"][rows], atoms["target"][rows])
         assert {key: metrics[key] for key in expected} == pytest.approx(expected) and metrics["n_atoms"] == rows.sum()
 

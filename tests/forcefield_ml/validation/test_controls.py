@@ -85,7 +85,7 @@ def test_bad_models_fail_all_three(control: str, shipped: tuple[Path, dict[str, 
 def test_classes_and_worst_atoms_add_up(shipped: tuple[Path, dict[str, Any]]) -> None:
     """Every class holds all 94 atoms, means weighted by atoms give the whole's, and the worst are named once each."""
     found = shipped[1]
-    assert set(found["classes"]) == {"residue", "part", "charge", "place"}
+    assert set(found["classes"]) == {"residue", "part", "charge", "place", "end"}
     for rows in found["classes"].values():
         counts = [row["n_atoms"] for row in rows.values()]
         assert sum(counts) == found["metrics"]["n_atoms"] == 94

@@ -54,6 +54,7 @@ def test_classes_by_hand(peptide: Path) -> None:
     assert side == ["NZ", "CG"]
     assert found.classes["charge"].tolist() == ["charged"] * 5 + ["neutral"] * 7
     assert found.classes["place"][-1] == "" and set(found.classes["place"][:-1]) <= {"buried", "exposed"}
+    assert found.classes["end"].tolist() == ["first"] * 5 + ["inside"] * 6 + ["last"]
     assert found.label(4) == "LYS1:NZ" and found.label(7) == "HIS2:HA"
     assert found.bonds.tolist() == [[0, 1], [1, 2]], "bonds to other atoms are not the protein's"
 
@@ -88,7 +89,8 @@ def test_metrics_belong_to_their_class(peptide: Path) -> None:
     assert found["residue"]["NME"]["tensor"] == 0 and found["residue"]["NME"]["n_atoms"] == 2
     assert found["part"]["side chain"]["tensor"] == pytest.approx(30 / 4 * MEV_PER_ANGSTROM)
     assert found["charge"]["neutral"]["tensor"] == pytest.approx(20 / 14 * MEV_PER_ANGSTROM)
-    assert "" not in found["place"]
+    assert "" not in found["place"] and found["end"]["last"]["tensor"] == 0
+    assert found["end"]["first"]["tensor"] == pytest.approx(30 / 10 * MEV_PER_ANGSTROM)
     worst = worst_atoms(*rows, ["1aaa"], count=3)
     assert [row["atom"] for row in worst[:2]] == ["LYS1:NZ", "HIS2:C"] and len(worst) == 3
     assert worst[0]["error"] == pytest.approx(15 * MEV_PER_ANGSTROM) and worst[0]["frames"] == 2
