@@ -12,6 +12,7 @@ import gemmi
 
 from data_pipeline.schema import Paper
 from forcefield_ml import pretrained
+from forcefield_ml.data.joined import LONGEST_PEPTIDE
 from forcefield_ml.data.target import quantity_of
 from forcefield_ml.deploy.force.binding import some
 from forcefield_ml.deploy.model_file import bundle
@@ -127,7 +128,11 @@ def _learnt(training: Mapping[str, Any], forces: bool) -> list[str]:
     if not entries:
         return _row("trained on", "the card does not tell")
     field = str(training.get("force_field", "an unknown force field"))
-    told = f"{counted(len(entries), 'protein')} ({some(entries)}), forces of {field}"
+    peptides = {name for name, own in (training.get("sequences") or {}).items() if len(own) <= LONGEST_PEPTIDE}
+    proteins = [name for name in entries if name not in peptides]
+    parts = [f"{counted(len(proteins), 'protein')} ({some(proteins)})"] if proteins else []
+    parts += [counted(len(peptides), "peptide")] if peptides else []
+    told = f"{' and '.join(parts)}, forces of {field}"
     if not forces:
         told = f"{counted(len(entries), 'candidate structure')} ({some(entries)}) and their natives"
     lines = _row("trained on", told)

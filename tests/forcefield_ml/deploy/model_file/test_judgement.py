@@ -367,6 +367,17 @@ def test_the_fullest_card_fits(model_file: Path, evaluation: dict[str, Any], rep
     assert "not fit for NVT of a solute: because" in text and "never for minimisers" in text
 
 
+def test_peptides_are_no_proteins(model_file: Path, evaluation: dict[str, Any], report: dict[str, Any]) -> None:
+    """They are counted apart, by their length; entries without a sequence count as proteins."""
+    card = full_card(model_file, evaluation, report)
+    card["training"] |= {"entries": ["0000", "0001", "1abc", "2abc"], "sequences": {"0000": "AAI", "0001": "CCK"}}
+    assert "2 proteins (1abc, 2abc) and 2 peptides, forces of" in describe(card, "x.pt", 1, "MIT")
+    card["training"]["sequences"] |= {"1abc": "A" * 50}
+    assert "2 proteins (1abc, 2abc) and 2 peptides, forces of" in describe(card, "x.pt", 1, "MIT")
+    card["training"]["entries"] = ["0000", "0001"]
+    assert "on    2 peptides, forces of" in describe(card, "x.pt", 1, "MIT")
+
+
 def test_a_card_of_anybody_steers_no_terminal(
     model_file: Path, evaluation: dict[str, Any], report: dict[str, Any]
 ) -> None:
