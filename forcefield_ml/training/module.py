@@ -77,17 +77,21 @@ class ForceModule(lightning.LightningModule):
         ]
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        """Return the loss of one batch, without unit; its mean over the processes is that of all their targets."""
+        """Return the loss of one batch, without unit.
+
+        Every target has the same weight: a batch with fewer of them than were asked for counts for less, and the mean
+        over the processes is that of all their targets.
+        """
         predictions = [
             part.whole(run(batch.atoms, batch.neighbours, batch.layer_sizes), batch.terms)
             for run, part in zip(self._runs, self.model.parts.values(), strict=True)
         ]
         losses = [huber(prediction, batch.targets, self.config.delta, self.quantity) for prediction in predictions]
         loss = torch.stack(losses).mean() / self.unit
-        if self.processes.size == 1:
-            return loss
         count = torch.tensor(float(len(batch.targets)), device=loss.device)
-        return loss * (count / self.processes.mean(count))
+        if self.config.targets_per_batch is not None:
+            return loss * (count / self.config.targets_per_batch)
+        return loss if self.processes.size == 1 else loss * (count / self.processes.mean(count))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the optimiser; the learning rate is set before every batch."""
