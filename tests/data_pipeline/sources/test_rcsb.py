@@ -507,7 +507,7 @@ def test_documented_settings_load(tmp_path: Path) -> None:
     """Every example of docs/sources.md is a valid configuration."""
     text = (Path(__file__).parents[3] / "docs" / "sources.md").read_text()
     blocks = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     for block in blocks:
         (tmp_path / "example.yaml").write_text(block)
         load_config(tmp_path / "example.yaml")
