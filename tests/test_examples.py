@@ -30,6 +30,7 @@ from data_pipeline.sequences.split import check_leakage, split
 from data_pipeline.sources import open_source
 from forcefield_ml import pretrained
 from forcefield_ml.config import load_config as load_learning_config
+from forcefield_ml.data.joined import LONGEST_PEPTIDE
 from forcefield_ml.deploy.model_file import bundle
 from forcefield_ml.training.config import TrainingConfig
 from forcefield_ml.training.loop import train
@@ -187,9 +188,9 @@ def test_demo_steps_fit_together(size: str, demo: ModuleType, tmp_path: Path) ->
 
 
 def test_shipped_model_has_not_seen_what_the_demo_holds_out(demo: ModuleType) -> None:
-    """No sequence it was trained on is 20 % identical with one that the demo holds out; with others it is."""
-    card = bundle.read_card(pretrained.path(demo.SHIPPED))
-    trained = {f"trained_{name}": sequence for name, sequence in card["training"]["sequences"].items()}
+    """No protein it was trained on is 20 % identical with one that the demo holds out; with others one is."""
+    learnt = bundle.read_card(pretrained.path(demo.SHIPPED))["training"]["sequences"]
+    trained = {f"trained_{name}": own for name, own in learnt.items() if len(own) > LONGEST_PEPTIDE}
     assert len(trained) > 5
     config = load_config(DEMO / "data_thermal.yaml")
     source = open_source("mirror", DEMO / "mirror")

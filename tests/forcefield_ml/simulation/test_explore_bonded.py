@@ -25,7 +25,7 @@ from forcefield_ml.deploy.model_file import bundle
 from forcefield_ml.simulation.explore import explore
 from forcefield_ml.simulation.reference import Reference
 from forcefield_ml.simulation.walk import ExploreConfig, Walk
-from forcefield_ml.training import loop
+from forcefield_ml.training import loop, terms
 from forcefield_ml.training.config import TrainingConfig
 from forcefield_ml.training.evaluate import evaluate
 
@@ -46,7 +46,7 @@ def model(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bonded")
     run: dict[str, Any] = {"dataset": data, "output": folder / "run", "model": NETWORK, "max_batches": 3}
     with pytest.MonkeyPatch.context() as patch:  # of one small frame: most kinds are rare
-        patch.setattr(loop, "fit", partial(fit, fewest=1))
+        patch.setattr(terms, "fit", partial(fit, fewest=1))
         checkpoint = loop.train(parse_config(TrainingConfig, run | {"targets_per_batch": 50}), quiet=True).checkpoint
     return bundle.export(checkpoint, folder / "model.pt")
 
