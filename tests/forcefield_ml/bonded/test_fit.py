@@ -23,7 +23,7 @@ from molecule_files import (
 
 from forcefield_ml.bonded import BondedTable, find_terms, fit
 from forcefield_ml.bonded.bound import BoundTerms
-from forcefield_ml.bonded.fit import FEWEST, RIDGE, Frame, residual, unknown
+from forcefield_ml.bonded.fit import FEWEST, RIDGE, Frame, _fitted, residual, unknown
 from forcefield_ml.bonded.geometry import slopes, term_vectors
 
 LEFT = 1e-3
@@ -125,6 +125,10 @@ def test_what_a_table_lacks_is_found(seen: tuple[Molecule, BondedTable, np.ndarr
     hydrogen = find_terms(*AMIDE)["bond"].keys[AMIDE.bonds.tolist().index([6, 7]), 0]  # N-H, of which there is one kind
     stiff, place = found.values["bond"][found.keys["bond"].tolist().index(hydrogen)]
     assert stiff > 1e5 and place / stiff == pytest.approx(RADIUS[1] + RADIUS[7], rel=0.2)
+    joined = _fitted(frames, propane, 0, RIDGE, FEWEST)
+    for kind, keys in joined.keys.items():  # what a model knows is not fitted a second time
+        assert len(np.unique(keys)) == len(keys) > len(propane.keys[kind])
+        assert np.array_equal(joined.values[kind][np.isin(keys, propane.keys[kind])], propane.values[kind])
     assert not any(map(len, unknown(frames, whole, fewest=FEWEST).keys.values()))
     assert not any(map(len, unknown(frames, propane, fewest=10_000).keys.values()))
 
