@@ -25,16 +25,23 @@ BLOCKER = '''
 import builtins, importlib.metadata, os, sys
 ABSENT, FAILING = os.environ.get("ABSENT", "").split(), os.environ.get("FAILING", "").split()
 
-class Blocker:
-    """Finds nothing itself: raises what the import of an absent or broken package raises."""
+class Hiding:
+    """A finder that does not find what is absent, and fails at what is broken."""
+
+    def __init__(self, finder):
+        self.finder = finder
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
 
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in ABSENT:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+            return None
         if name in FAILING:
             raise OSError("libbroken.so.1: cannot open shared object file")
+        return self.finder.find_spec(name, path, target)
 
-sys.meta_path.insert(0, Blocker())
+sys.meta_path[:] = [Hiding(finder) for finder in sys.meta_path]
 original = importlib.metadata.Distribution.from_name.__func__
 
 def from_name(cls, name):
