@@ -66,6 +66,11 @@ class Entry:
         if not len(self.codes):
             object.__setattr__(self, "codes", self.species.astype(np.int64))
 
+    @property
+    def molecule(self) -> tuple[bytes, bytes]:
+        """What the molecule is, species and bonds: the same for the same atoms in another dataset."""
+        return self.species.tobytes(), self.bonds.tobytes()
+
 
 class Sample(NamedTuple):
     """One frame of one entry, float32, nm and kJ/mol/nm (of refinement: nm).

@@ -87,11 +87,10 @@ class JoinedDataset(ForceDataset):
     def molecules(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
         """Return species (N,) and bonds (B, 2) of the entries of all, those that are the same once."""
         told = set()
-        for species, bonds in chain(super().molecules(), *(part.molecules() for part in self._parts)):
-            key = (species.tobytes(), bonds.tobytes())
-            if key not in told:
-                told.add(key)
-                yield species, bonds
+        for entry in chain(self.entries, *(part.entries for part in self._parts)):
+            if entry.molecule not in told:
+                told.add(entry.molecule)
+                yield entry.species, entry.bonds
 
     def sequences(self) -> dict[str, str]:
         """Return the sequence of each entry of all by name."""

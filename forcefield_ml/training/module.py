@@ -88,10 +88,12 @@ class ForceModule(lightning.LightningModule):
         ]
         losses = [huber(prediction, batch.targets, self.config.delta, self.quantity) for prediction in predictions]
         loss = torch.stack(losses).mean() / self.unit
-        count = torch.tensor(float(len(batch.targets)), device=loss.device)
         if self.config.targets_per_batch is not None:
-            return loss * (count / self.config.targets_per_batch)
-        return loss if self.processes.size == 1 else loss * (count / self.processes.mean(count))
+            return loss * (len(batch.targets) / self.config.targets_per_batch)
+        if self.processes.size == 1:
+            return loss
+        count = torch.tensor(float(len(batch.targets)), device=loss.device)
+        return loss * (count / self.processes.mean(count))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the optimiser; the learning rate is set before every batch."""

@@ -71,8 +71,7 @@ def add_terms(model: models.Model | models.TwoHeads, training: JoinedDataset, sc
     """
     first: dict[tuple[bytes, bytes], int] = {}
     for item in training.sampled_items():
-        entry = training.index[item][0]
-        first.setdefault((entry.species.tobytes(), entry.bonds.tobytes()), item)
+        first.setdefault(training.index[item][0].molecule, item)
     terms = _terms_of(model)
     table = unknown(_frames(training, list(first.values())), terms.table())
     terms.add_table(table, scale)
