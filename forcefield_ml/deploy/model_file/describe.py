@@ -30,7 +30,10 @@ WIDTH = 120
 COLUMNS = 5
 """Elements or residues in a line."""
 
-MOST_STAGES = 4
+MOST_STAGES = 3
+
+LONGEST_REASON = 200
+"""Characters of why a model is or is not fit for a use: a guard's message goes on with advice to whoever runs it."""
 
 DIGITS = {"angle": 1, "relative": 3, "pearson": 4}
 """Decimals of the metrics that are in no unit of what is predicted."""
@@ -152,10 +155,10 @@ def _learnt(training: Mapping[str, Any], forces: bool) -> list[str]:
 
 def _stage(stage: Mapping[str, Any]) -> str:
     data, frames = stage["datasets"], [one["n_frames"] for one in stage["datasets"]]
-    more = f" + {len(data) - 1} more" if len(data) > 1 else ""
-    count = f" ({sum(frames):,} frames)" if None not in frames else ""
+    files = f"{len(data)} data sets" if len(data) > 1 else data[0]["name"] or "a data set" if data else ""
+    count = f"{sum(frames):,} frames of " if None not in frames else ""
     told = [
-        f"{data[0]['name'] or 'a data set'}{more}{count}" if data else "",
+        f"{count}{files}" if data else "",
         stage["protocol"] or "",
         f"data {stage['dataset_sha256'][:12]}" if stage["dataset_sha256"] else "",
         f"{stage['n_batches']:,} batches" if stage["n_batches"] is not None else "",
@@ -232,7 +235,8 @@ def _verdict(card: Mapping[str, Any]) -> list[str]:
         for use in found["uses"]:
             link = "" if use["outcome"] == "fit" else "because "
             name = use["name"][:1].lower() + use["name"][1:] if use["name"][1:2].islower() else use["name"]
-            lines += _row("", f"{use['outcome']} for {name}: {link}{'; '.join(use['why'])}")
+            why = textwrap.shorten("; ".join(use["why"]), LONGEST_REASON, placeholder=" ... (--json has all of it)")
+            lines += _row("", f"{use['outcome']} for {name}: {link}{why}")
         lines += _measured(found["numbers"])
     if not card["energy"]:
         lines += _row("", "never for minimisers, barostats or free energies: it has no energy")

@@ -360,11 +360,29 @@ def test_the_fullest_card_fits(model_file: Path, evaluation: dict[str, Any], rep
     text = describe(full_card(model_file, evaluation, report), "full.pt", 123, "MIT")
     lines = text.splitlines()
     assert len(lines) < 40 and max(map(len, lines)) <= 120
-    assert "3 earlier stages" in text and "1:38 h of training; 50,155 batches" in text
+    assert "4 earlier stages" in text and "1:38 h of training; 50,155 batches" in text
     assert text.count("R2") == 6 and "trained on 1abc: these numbers are too good" in text
     assert "lambda 0.0123 ± 0.0004; drift by model 2.000 ± 0.100 meV/atom/ps" in " ".join(text.split())
     assert "protein C 320 ± 4" in text
     assert "not fit for NVT of a solute: because" in text and "never for minimisers" in text
+
+
+def test_a_guards_advice_does_not_fill_the_card(
+    model_file: Path, evaluation: dict[str, Any], report: dict[str, Any]
+) -> None:
+    """A reason as long as a guard's is cut where it turns to whoever runs a simulation; the use and atoms stay."""
+    card = full_card(model_file, evaluation, report)
+    guard = "; ".join([f"A:PRO{n} CD (atom {n}) with 257517" for n in range(12)]) + ". ADVICE " + "on and on " * 50
+    *earlier, last = card["training"]["stages"]
+    card["training"]["stages"] = [*earlier, {**last, "fresh": ["129 more atom types", "1504 more kinds of terms"]}]
+    card["evaluation"]["residues"] = dict(list(card["evaluation"]["residues"].items())[:20])
+    for use in card["verdict"]["uses"][1:]:
+        use["why"] = [f"a guard stopped the run: {guard}"]
+    text = describe(card, "full.pt", 123, "MIT")
+    flat = " ".join(text.split())
+    assert len(text.splitlines()) < 40 and "ADVICE" not in text
+    assert "because a guard stopped the run: A:PRO0 CD (atom 0) with 257517;" in flat
+    assert flat.count("... (--json has all of it)") == 2
 
 
 def test_peptides_are_no_proteins(model_file: Path, evaluation: dict[str, Any], report: dict[str, Any]) -> None:
