@@ -175,9 +175,17 @@ def _float32(values: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _reduced(box: NDArray[Any]) -> NDArray[np.float64]:
-    """Return boxes with OpenMM's exact zeros: MDTraj makes them from lengths and angles."""
+    """Return boxes (F, 3, 3) in OpenMM's reduced form, in nm: MDTraj makes them from lengths and angles.
+
+    Its zeros are not exact, and the third vector of a rhombic dodecahedron, half an edge long in two directions, comes
+    out longer than half by rounding.
+    """
     exact = np.tril(np.asarray(box, dtype=np.float64))
-    return np.where(np.abs(exact) < 1e-6, 0.0, exact)
+    exact = np.where(np.abs(exact) < 1e-6, 0.0, exact)
+    for row, shorter in ((2, 1), (2, 0), (1, 0)):
+        times = np.round(exact[:, row, shorter] / exact[:, shorter, shorter])
+        exact[:, row] -= times[:, None] * exact[:, shorter]
+    return exact
 
 
 def _pack(
