@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +26,9 @@ if TYPE_CHECKING:
 
 DATASETS, STRUCTURES = (".h5", ".hdf5"), (".pdb", ".ent", ".cif", ".mmcif")
 TRAJECTORIES = (".dcd", ".xtc", ".trr", ".nc")
+
+STDOUT = 1
+"""Its descriptor, which C code writes to."""
 
 Message = Callable[[str], None]
 
@@ -144,13 +151,14 @@ def _from_trajectory(config: ValidationConfig, message: Message) -> tuple[Prepar
     atoms = prepared.topology.getNumAtoms()
     topology = mdtraj.Topology.from_openmm(prepared.topology)
     try:
-        with mdtraj.open(str(config.input)) as file:
+        with _nothing_printed_by_c(), mdtraj.open(str(config.input)) as file:
             count = len(file)
         if not count:
             raise ConfigError(f"{config.input} holds no frame.")
         chosen = np.unique(np.linspace(count - 1, 0, config.frames, endpoint=count <= config.frames).astype(int))
         message(f"labelling {len(chosen)} of {count} frames of {config.input.name} with AMBER14")
-        frames = mdtraj.join([mdtraj.load_frame(str(config.input), int(index), top=topology) for index in chosen])
+        with _nothing_printed_by_c():
+            frames = mdtraj.join([mdtraj.load_frame(str(config.input), int(index), top=topology) for index in chosen])
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"{config.input} cannot be read with the {atoms} atoms of {config.topology}: {error}. Give the topology "
@@ -168,6 +176,21 @@ def _from_trajectory(config: ValidationConfig, message: Message) -> tuple[Prepar
     prepared.topology.setPeriodicBoxVectors(box[0] * unit.nanometer)
     zeros = np.zeros(len(chosen), dtype=np.float32)
     return prepared, Frames(_float32(frames.xyz), _float32(box), zeros, zeros)
+
+
+@contextmanager
+def _nothing_printed_by_c() -> Iterator[None]:
+    """Keep stdout for the answer: MDTraj's reader of DCD files, which is C, prints there whenever it opens one."""
+    sys.stdout.flush()
+    kept = os.dup(STDOUT)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), STDOUT)
+        yield
+    finally:
+        ctypes.CDLL(None).fflush(None)
+        os.dup2(kept, STDOUT)
+        os.close(kept)
 
 
 def _float32(values: NDArray[Any]) -> NDArray[np.float32]:
