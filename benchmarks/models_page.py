@@ -22,8 +22,9 @@ HEAD = """# The models that ship, on proteins they have not seen
 Written by `{command}`. Tensor errors in meV/Å, ± the standard error of the mean over proteins, and the mean force
 behind them.
 
-| model | data | proteins (frames) | tensor | angle (°) | relative | Pearson | of water, ions | first residue | last |
-|---|---|---|---|---|---|---|---|---|---|"""
+| model | data | proteins (frames) | tensor | angle (°) | relative | Pearson | of water, ions | first residue | last | \
+1 in 10,000 above | largest |
+|---|---|---|---|---|---|---|---|---|---|---|---|"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,7 +50,7 @@ def row(found: dict[str, Any]) -> str:
         What `forcefield_ml.training.evaluate.evaluate` returned.
     """
     error, data = found["proteins"]["standard_error"], found["dataset"]
-    others = found.get("others")
+    others, tail = found.get("others"), found.get("tail") or {}
     cells = [
         Path(found["model"]).stem,
         f"{data['protocol']}, `{data['content_sha256'][:8]}`",
@@ -60,6 +61,7 @@ def row(found: dict[str, Any]) -> str:
         f"{found['pearson']:.4f}",
         f"{others['tensor']:.1f} of {others['naive']['tensor']:.0f}" if others else "-",
         *(f"{found['ends'][end]['tensor']:.1f}" if found.get("ends") else "-" for end in ("first", "last")),
+        *(f"{tail[name]:.0f}" if name in tail else "-" for name in ("1 in 10000", "largest")),
     ]
     return f"| {' | '.join(cells)} |"
 

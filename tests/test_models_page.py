@@ -27,4 +27,5 @@ def test_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (line,) = (line for line in page.read_text().splitlines() if line.startswith("| tiny |"))
     error = found["proteins"]["standard_error"]["tensor"]
     assert f"| {found['tensor']:.1f} ± {error:.1f} of {found['naive']['tensor']:.0f} |" in line and "| 2 (" in line
+    assert line.endswith(f"| {found['tail']['largest']:.0f} |")
     assert page.read_text().endswith("\nNoted.\n") and "--note ..." in page.read_text()

@@ -25,7 +25,7 @@ from forcefield_ml.nn.embedding import types_of
 from forcefield_ml.progress import ProgressLine, duration
 from forcefield_ml.training import checkpoint as files
 from forcefield_ml.training import predict
-from forcefield_ml.training.metrics import grouped, mean_and_error, with_naive
+from forcefield_ml.training.metrics import grouped, mean_and_error, tail, with_naive
 from forcefield_ml.units import FORCE
 
 ENDS = ("first", "inside", "last")
@@ -64,11 +64,11 @@ def evaluate(
     Returns
     -------
     dict
-        The metrics of `metrics.KEYS` over all atoms pooled that the dataset marks, ``naive``, ``proteins`` (mean,
-        standard_error, each), ``elements``, ``residues`` (by their names in the dataset), ``weights_sha256`` (see
-        `models.fingerprint`), and what was evaluated. Of forces ``ends`` has the metrics of each chain's first
-        residue, its last, and those inside. For a model of all atoms ``others`` has the same of those not marked; where
-        something is supplied, ``network`` compares what is the network's own.
+        The metrics of `metrics.KEYS` over all atoms pooled that the dataset marks, ``naive``, ``tail`` (see
+        `metrics.tail`), ``proteins`` (mean, standard_error, each), ``elements``, ``residues`` (by their names in the
+        dataset), ``weights_sha256`` (see `models.fingerprint`), and what was evaluated. Of forces ``ends`` has the
+        metrics of each chain's first residue, its last, and those inside. For a model of all atoms ``others`` has the
+        same of those not marked; where something is supplied, ``network`` compares what is the network's own.
 
     Raises
     ------
@@ -119,6 +119,7 @@ def evaluate(
         "made": f"forcefield-ml {forcefield_ml.__version__}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "weights_sha256": weights,
         **with_naive(atoms.predicted, atoms.target, quantity),
+        "tail": tail(atoms.predicted, atoms.target, quantity),
         "units": {"tensor": quantity.unit, "magnitude": quantity.unit, "angle": "degrees"},
         "proteins": {**mean_and_error(each), "each": each},
         "elements": grouped(
@@ -157,6 +158,9 @@ def table(result: dict[str, Any]) -> str:
         values = (result[key], result["naive"][key])
         rows.append((f"{key} ({unit})" if unit else key, *("-" if v is None else f"{v:.{digits}f}" for v in values)))
     lines = [f"{name:20}{model:>10}{naive:>10}" for name, model, naive in rows]
+    if result.get("tail"):
+        worst = ", ".join(f"{name} {quantity.text(value)}" for name, value in result["tail"].items())
+        lines.append(f"tensor errors above: {worst} {quantity.unit}")
     for key, of in (("network", "what the network predicts itself"), ("others", "the atoms that are not marked")):
         if result.get(key) and result[key]["tensor"] is not None:
             part = result[key]

@@ -31,6 +31,9 @@ KEYS = ("tensor", "magnitude", "angle", "relative", "pearson")
 ANGLE_FLOOR = 1e-3
 """Below this true norm (in the unit on paper) a direction means nothing and the atom is left out of the angle."""
 
+TAIL = (100, 1_000, 10_000)
+"""One atom in so many has an error above what `tail` tells."""
+
 Metrics = dict[str, float | None]
 
 
@@ -112,6 +115,32 @@ def naive_metrics(target: ArrayLike, quantity: Paper = FORCE) -> Metrics:
         "relative": 1.0,
         "pearson": None,
     }
+
+
+def tail(predicted: ArrayLike, target: ArrayLike, quantity: Paper = FORCE) -> dict[str, float] | None:
+    """Return how far off the worst predictions are: a mean hides the one force that tears a molecule.
+
+    Parameters
+    ----------
+    predicted
+        As in `force_metrics`.
+    target
+        (n, 3) true vectors.
+    quantity
+        What they are.
+
+    Returns
+    -------
+    dict or None
+        ``1 in 100`` and so on for each of `TAIL` that n atoms can tell, and ``largest``: norms of F_p - F_t in the
+        unit on paper. None for a model of magnitudes.
+    """
+    truth, given = _checked(target, quantity), np.asarray(predicted, dtype=np.float64) * quantity.factor
+    if given.ndim == 1:
+        return None
+    error = np.linalg.norm(given - truth, axis=1)
+    found = {f"1 in {rare}": float(np.quantile(error, 1 - 1 / rare)) for rare in TAIL if rare <= len(error)}
+    return {**found, "largest": float(error.max())}
 
 
 def grouped(

@@ -113,6 +113,7 @@ def _network(card: Mapping[str, Any], name: str, n_parameters: int) -> list[str]
         f"{near['n_neighbours']} nearest atoms" if near["kind"] == "nearest" else f"atoms within {near['cutoff']:g} nm"
     )
     energy = "with an energy" if card["energy"] else "no energy"
+    elements = " ".join(gemmi.Element(int(number)).name for number in card["species"])
     atoms = "all atoms" if card["target_atoms"] == "all" else "the atoms of the solute"
     return [
         *_row(
@@ -120,8 +121,7 @@ def _network(card: Mapping[str, Any], name: str, n_parameters: int) -> list[str]
             f"{name}: {card['architecture']} network, {n_parameters:,} parameters, {sees}, {near['n_layers']} layers",
         ),
         *_row("predicts", f"{MEANING[card['predicts']]}, on {atoms}; {energy}"),
-        *_row("modes", ", ".join(modes_of(card)) or "none"),
-        *_row("elements", " ".join(gemmi.Element(int(number)).name for number in card["species"])),
+        *_row("modes", f"{', '.join(modes_of(card)) or 'none'}; elements {elements}"),
         *_row("weights", f"sha256 {card['weights_sha256']}"),
     ]
 
@@ -192,6 +192,7 @@ def _errors(card: Mapping[str, Any]) -> list[str]:
         *_groups("by element", found["elements"], quantity),
         *_groups("by residue", found["residues"], quantity),
         *_groups("by end", found.get("ends", {}), quantity),
+        *_tail(found.get("tail") or {}, quantity),
     ]
 
 
@@ -220,6 +221,11 @@ def _groups(label: str, groups: Mapping[str, Mapping[str, Any]], quantity: Paper
     ]
     rows = [cells[start : start + COLUMNS] for start in range(0, len(cells), COLUMNS)]
     return [f"{label if not number else '':{LABEL}}" + "  ".join(row).rstrip() for number, row in enumerate(rows)]
+
+
+def _tail(worst: Mapping[str, float], quantity: Paper) -> list[str]:
+    told = ", ".join(f"{name} {quantity.text(value)}" for name, value in worst.items())
+    return _row("errors above", f"{told} {quantity.unit}") if told else []
 
 
 def _verdict(card: Mapping[str, Any]) -> list[str]:

@@ -31,7 +31,7 @@ EVALUATION = (
 )  # fmt: skip
 """What of the JSON of evaluate goes into the card as it is."""
 
-BESIDES = ("network", "others", "ends")
+BESIDES = ("network", "others", "ends", "tail")
 """The same, of those models that have it."""
 
 VERDICT = ("uses", "numbers", "judged_on")

@@ -21,10 +21,11 @@ from forcefield_ml.errors import DatasetError, ModelFileError
 from forcefield_ml.models.fingerprint import weights_sha256
 from forcefield_ml.training import checkpoint as checkpoints
 from forcefield_ml.training.config import TrainingConfig
-from forcefield_ml.training.evaluate import evaluate
+from forcefield_ml.training.evaluate import evaluate, table
 from forcefield_ml.training.loop import train
 from forcefield_ml.training.metrics import force_metrics
 from forcefield_ml.training.predict import run
+from forcefield_ml.units import MEV_PER_ANGSTROM
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +105,8 @@ def test_ends_are_those_of_the_chain(checkpoint, dataset_path, tmp_path):
             numbers = group["residue_index"][:]
             own = numbers[group["target_mask"][:].astype(bool)]
             ends.append({own[0]: "first", own[-1]: "last"}.get(numbers[atom], "inside"))
+    worst = np.linalg.norm(atoms["predicted"] - atoms["target"], axis=1).max() * MEV_PER_ANGSTROM
+    assert found["tail"]["largest"] == pytest.approx(worst) and f"largest {worst:.1f} meV/Å" in table(found)
     assert list(found["ends"]) == ["first", "inside", "last"] and set(ends) == set(found["ends"])
     for name, metrics in found["ends"].items():
         rows = np.array([other == name for other in ends])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from forcefield_ml.errors import UnstableError
-from forcefield_ml.training.metrics import ANGLE_FLOOR, force_metrics, grouped, mean_and_error, naive_metrics
+from forcefield_ml.training.metrics import ANGLE_FLOOR, force_metrics, grouped, mean_and_error, naive_metrics, tail
 from forcefield_ml.units import MEV_PER_ANGSTROM
 
 UNIT = 1.0 / MEV_PER_ANGSTROM
@@ -95,6 +95,19 @@ def test_angle_leaves_out_atoms_without_force():
     predicted = np.array([[-1.0, 0, 0], [0, 1.0, 0]]) * UNIT
     assert force_metrics(predicted, target)["angle"] == pytest.approx(90)
     assert force_metrics(predicted[:1], target[:1])["angle"] is None
+
+
+def test_the_tail_tells_the_worst_atoms():
+    """Of 1,000 errors of 1 to 1,000 meV/Å, shuffled; a rarity that so few atoms cannot tell is not told."""
+    errors = np.random.default_rng(0).permutation(np.arange(1.0, 1001.0)) / MEV_PER_ANGSTROM
+    target = np.random.default_rng(1).normal(size=(1000, 3)) * 100
+    axis = np.random.default_rng(2).normal(size=(1000, 3))
+    predicted = target + errors[:, None] * axis / np.linalg.norm(axis, axis=1, keepdims=True)
+    found = tail(predicted, target)
+    assert list(found) == ["1 in 100", "1 in 1000", "largest"]
+    assert list(found.values()) == pytest.approx([990.01, 999.001, 1000.0], rel=1e-6)
+    assert tail(np.linalg.norm(predicted, axis=1), target) is None
+    assert list(tail(predicted[:50], target[:50])) == ["largest"]
 
 
 def test_groups_and_their_standard_error():
