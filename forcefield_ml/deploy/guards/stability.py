@@ -118,8 +118,9 @@ def check_state(
     torn = torn_bonds(positions, topology) if limits.torn_bonds else []
     if torn:
         atoms = [atom for _, *pair in torn for atom in pair]
+        count = "1 bond is" if len(torn) == 1 else f"{len(torn)} bonds are"
         reason = (
-            f"{len(torn)} bonds are torn, the longest to {torn[0][0]:.3f} nm, beyond {TORN:g} times the covalent radii "
+            f"{count} torn, the longest to {torn[0][0]:.3f} nm, beyond {TORN:g} times the covalent radii "
             "of its atoms. Where bonds may break, or are none, turn torn_bonds off"
         )
         return Event(reason, "bond", step, atom_names(atoms, topology))

@@ -79,7 +79,7 @@ def test_a_torn_bond(length: float, fires: bool) -> None:
     assert (event is not None) == fires
     if event is not None:
         assert (event.kind, event.step, event.atoms) == ("bond", 3, ["HOH1:O (0)", "HOH1:H1 (1)"])
-        assert f"1 bonds are torn, the longest to {length:.3f} nm" in event.reason
+        assert f"1 bond is torn, the longest to {length:.3f} nm" in event.reason
     assert check_state(3, positions, np.zeros((3, 3)), {}, Limits(torn_bonds=False), water()) is None
 
 
