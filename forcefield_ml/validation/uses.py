@@ -6,8 +6,9 @@
 | NVT of a solute       | relative error at most 0.15, lambda at most 0.03, and drift over the standard deviation of   |
 |                       | the kinetic energy below 1 with multiple time stepping                                       |
 | NVT of a whole system | relative error at most 0.10, of water and ions, too, where data hold them; lambda at most    |
-|                       | 0.01; and the temperature of each element within 3 % or three standard errors, whichever is  |
-|                       | larger (see `WIDEST`), in a run long enough to tell that of protein and of water to 3 %      |
+|                       | 0.01; and the temperature of each element, and of protein and water as a whole, within 3 %   |
+|                       | or three standard errors, whichever is larger (see `WIDEST`), in a run long enough to tell   |
+|                       | that of protein and of water to 3 %                                                          |
 
 A use is *fit* when everything asked was measured and is met, *not fit* when something measured is not met, and *not
 shown* otherwise: what was not measured counts for nobody. A run that a guard stopped speaks against its use.
@@ -15,6 +16,7 @@ shown* otherwise: what was not measured counts for nobody. A run that a guard st
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -278,14 +280,11 @@ def _temperatures(dynamics: Mapping[str, Any] | None, target_atoms: str | None) 
     run, target = dynamics["nvt"][ML], dynamics["settings"]["temperature"]
     if run["event"] is not None:
         return [*asked, *_stopped(dynamics)]
-    wrong, unknown = [], []
-    for name, found in (run["temperature"] or {}).items():
-        error = _standard_error(name, dynamics)
-        off = abs(found["mean"] - target)
-        if error is None:
-            unknown.append(name)
-        elif not off <= max(TEMPERATURE_SHARE * target, TEMPERATURE_ERRORS * error):  # nor with NaN
-            wrong.append(f"{name} {found['mean']:.0f} ± {error:.0f} K")
+    found = run["temperature"] or {}
+    errors = {name: _standard_error(name, dynamics) for name in found}
+    unknown = [name for name, error in errors.items() if error is None]
+    known = {name: (found[name]["mean"], error) for name, error in errors.items() if error is not None}
+    wrong = _off(known, target) or _off(_as_a_whole(known, found), target)
     if wrong:
         return [*asked, Criterion(f"temperatures off the {target:g} K that were set: {', '.join(wrong)}", False)]
     if unknown or not run["temperature"]:
@@ -295,3 +294,27 @@ def _temperatures(dynamics: Mapping[str, Any] | None, target_atoms: str | None) 
         told = f"{run['length']:.3g} ps tell the temperature of {' and of '.join(vague)}, not to 3 %"
         return [*asked, Criterion(f"{told}; --dynamics with more steps", None)]
     return [*asked, Criterion("every element's temperature within 3 % or three standard errors", True)]
+
+
+def _off(temperatures: Mapping[str, tuple[float, float]], target: float) -> list[str]:
+    """Return in words which means (K), given with their standard errors, are off the target."""
+    return [
+        f"{name} {mean:.0f} ± {error:.0f} K"
+        for name, (mean, error) in temperatures.items()
+        if not abs(mean - target) <= max(TEMPERATURE_SHARE * target, TEMPERATURE_ERRORS * error)  # nor with NaN
+    ]
+
+
+def _as_a_whole(
+    known: Mapping[str, tuple[float, float]], found: Mapping[str, Mapping[str, Any]]
+) -> dict[str, tuple[float, float]]:
+    """Return mean and standard error of the protein and of water: elements that are all a little too warm add up."""
+    groups: dict[str, list[tuple[int, float, float]]] = {}
+    for name, (mean, error) in known.items():
+        groups.setdefault(name.split()[0], []).append((found[name]["atoms"], mean, error))
+    whole = {}
+    for group, parts in groups.items():
+        atoms = sum(count for count, _, _ in parts)
+        mean = sum(count * mean for count, mean, _ in parts) / atoms
+        whole[group] = (mean, math.hypot(*(count * error / atoms for count, _, error in parts)))
+    return whole

@@ -142,6 +142,20 @@ def test_temperature_of_each_element(mean: float, error: float, met: bool) -> No
     assert outcomes(dynamics=found)[2] == (FIT if met else NOT_FIT)
 
 
+@pytest.mark.parametrize(("signs", "expected"), [((1, 1, 1), NOT_FIT), ((-1, -1, -1), NOT_FIT), ((1, -1, 1), FIT)])
+def test_elements_that_are_all_a_little_off_add_up(signs: tuple[int, ...], expected: str) -> None:
+    """Each 20 K off with an error of 7 K is within three; all three one way are 20 ± 4 K off."""
+    elements = {
+        f"protein {name}": {"mean": 300.0 + 20.0 * sign, "standard_error": 7.0, "atoms": MANY}
+        for name, sign in zip("HCN", signs, strict=True)
+    }
+    water = {"water O": {"mean": 300.0, "standard_error": 1.0, "atoms": MANY}}
+    use = judge(GOOD, STRAIGHT, changed("nvt/model/temperature", {**elements, **water}))[2]
+    assert use.outcome == expected
+    if expected == NOT_FIT:
+        assert f"protein {300 + 20 * signs[0]} ± 4 K" in use.sentence and "water" not in use.sentence.split("off")[1]
+
+
 @pytest.mark.parametrize(("theirs", "expected"), [(2.0, NOT_FIT), (20.0, FIT), (None, FIT)])
 def test_a_run_that_heats_does_not_widen_its_limit(theirs: float | None, expected: str) -> None:
     """300 K and in the last fifth 450 K are 330 ± 30 K; that error counts where AMBER14's run has half of it, too."""
