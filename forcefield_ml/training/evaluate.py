@@ -25,7 +25,7 @@ from forcefield_ml.nn.embedding import types_of
 from forcefield_ml.progress import ProgressLine, duration
 from forcefield_ml.training import checkpoint as files
 from forcefield_ml.training import predict
-from forcefield_ml.training.metrics import grouped, mean_and_error, tail, with_naive
+from forcefield_ml.training.metrics import grouped, mean_and_error, tail, tail_in_words, with_naive
 from forcefield_ml.units import FORCE
 
 ENDS = ("first", "inside", "last")
@@ -159,8 +159,7 @@ def table(result: dict[str, Any]) -> str:
         rows.append((f"{key} ({unit})" if unit else key, *("-" if v is None else f"{v:.{digits}f}" for v in values)))
     lines = [f"{name:20}{model:>10}{naive:>10}" for name, model, naive in rows]
     if result.get("tail"):
-        worst = ", ".join(f"{name} {quantity.text(value)}" for name, value in result["tail"].items())
-        lines.append(f"tensor errors above: {worst} {quantity.unit}")
+        lines.append(f"tensor errors above: {tail_in_words(result['tail'], quantity)}")
     for key, of in (("network", "what the network predicts itself"), ("others", "the atoms that are not marked")):
         if result.get(key) and result[key]["tensor"] is not None:
             part = result[key]

@@ -143,6 +143,12 @@ def tail(predicted: ArrayLike, target: ArrayLike, quantity: Paper = FORCE) -> di
     return {**found, "largest": float(error.max())}
 
 
+def tail_in_words(worst: Mapping[str, float], quantity: Paper) -> str:
+    """Return what `tail` told as one line, with its unit."""
+    told = ", ".join(f"{name} {quantity.text(value)}" for name, value in worst.items())
+    return f"{told} {quantity.unit}"
+
+
 def grouped(
     predicted: ArrayLike, target: ArrayLike, group: ArrayLike, names: Sequence[str], quantity: Paper = FORCE
 ) -> dict[str, Any]:

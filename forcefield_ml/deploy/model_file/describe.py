@@ -19,7 +19,7 @@ from forcefield_ml.deploy.model_file import bundle
 from forcefield_ml.deploy.system.modes import MEANING, modes_of
 from forcefield_ml.errors import ModelFileError
 from forcefield_ml.progress import duration
-from forcefield_ml.training.metrics import KEYS
+from forcefield_ml.training.metrics import KEYS, tail_in_words
 from forcefield_ml.training.provenance import stages_of
 from forcefield_ml.units import FORCE
 
@@ -192,7 +192,7 @@ def _errors(card: Mapping[str, Any]) -> list[str]:
         *_groups("by element", found["elements"], quantity),
         *_groups("by residue", found["residues"], quantity),
         *_groups("by end", found.get("ends", {}), quantity),
-        *_tail(found.get("tail") or {}, quantity),
+        *(_row("errors above", tail_in_words(found["tail"], quantity)) if found.get("tail") else []),
     ]
 
 
@@ -221,11 +221,6 @@ def _groups(label: str, groups: Mapping[str, Mapping[str, Any]], quantity: Paper
     ]
     rows = [cells[start : start + COLUMNS] for start in range(0, len(cells), COLUMNS)]
     return [f"{label if not number else '':{LABEL}}" + "  ".join(row).rstrip() for number, row in enumerate(rows)]
-
-
-def _tail(worst: Mapping[str, float], quantity: Paper) -> list[str]:
-    told = ", ".join(f"{name} {quantity.text(value)}" for name, value in worst.items())
-    return _row("errors above", f"{told} {quantity.unit}") if told else []
 
 
 def _verdict(card: Mapping[str, Any]) -> list[str]:
